@@ -1,0 +1,282 @@
+"""The command line: `python -m course_lib doctor | run | train | test | lab | store`.
+
+Only the standard library is imported here, so that the command works in a bare clone: `setup_env.ensure` then provides
+the packages, and each command imports what it needs.
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from course_lib import __version__, setup_env
+from course_lib.paths import repo_root
+
+SLOW = "slow or claims or browser"  # the marks of the second stage of `test`
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not exist; the message says what does."""
+
+
+def main(argv=None):
+    """Run one command; returns the exit code (0 well, 1 failed, 2 wrong usage, 130 interrupted)."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        command, options = parse(argv)
+        return command(options, argv) or 0
+    except UsageError as error:
+        return complain(error, 2)
+    except setup_env.SetupError as error:
+        return complain(error, 1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return complain(error.strerror, 1)
+    except KeyboardInterrupt:
+        return complain("Stopped.", 130)
+
+
+def complain(message, code):
+    sys.stdout.flush()
+    print(message, file=sys.stderr)
+    return code
+
+
+def parse(argv):
+    """The function of the command and its options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib",
+        description="Sets the course up if that is not done yet, then runs a command.",
+    )
+    parser.add_argument("--version", action="version", version="course_lib " + __version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(function, text, **kwargs):
+        sub = commands.add_parser(function.__name__, help=text, description=text, **kwargs)
+        sub.set_defaults(function=function)
+        return sub
+
+    add(doctor, "say what is wrong with this machine, and how to mend it")
+    sub = add(run, "execute the notebooks from top to bottom, offline")
+    sub.add_argument("names", nargs="*", help="notebooks, such as 01 or 01_pretraining (default: all)")
+    sub.add_argument("--smoke", action="store_true", help="a rehearsal: every experiment shrunk")
+    sub.add_argument("--solutions", action="store_true", help="the worked copies instead of the student's")
+    sub.add_argument("--out", metavar="DIR", help="write the executed copies there")
+    sub = add(train, "put trained models and sweeps into the store")
+    sub.add_argument("names", nargs="*", help='artifacts, or "all"; without names, those that exist are listed')
+    sub = add(test, "run the tests: quick ones, slow ones with the claims, the notebooks")
+    sub.add_argument("--fast", action="store_true", help="the quick tests alone")
+    sub.epilog = "Any other argument goes to pytest, which is then called once."
+    sub = add(lab, "open JupyterLab on the course map")
+    sub.epilog = "Any argument goes to JupyterLab, for instance --no-browser."
+    sub = add(store, "list or clear the trained artifacts")
+    sub.add_argument("action", choices=["list", "clear"])
+    sub.add_argument("name", nargs="?", help="the artifact to clear (default: all)")
+
+    if not argv:
+        argv = ["--help"]
+    if not argv[0].startswith("-"):
+        choose(argv[0], list(commands.choices), "command")
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.function not in (test, lab):
+        commands.choices[argv[0]].error("unknown: " + " ".join(rest))
+    options.rest = rest
+    return options.function, options
+
+
+def choose(name, known, kind):
+    """`name` if it is known; else UsageError with the closest ones."""
+    if name in known:
+        return name
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = "Did you mean %s?" % " or ".join(close) if close else "There are: %s." % ", ".join(known)
+    raise UsageError("No %s is called %r. %s" % (kind, name, hint))
+
+
+def prepare(argv):
+    """Make sure of the packages; from then on every process started from here finds the clone and speaks UTF-8."""
+    setup_env.ensure(argv)
+    os.environ.setdefault("PYTHONUTF8", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if clone():
+        os.environ["PYTHONPATH"] = setup_env.python_path(clone())
+
+
+def clone():
+    """The clone's folder, or None."""
+    return repo_root()
+
+
+def need_clone(what):
+    if clone() is None:
+        raise UsageError("%s are not part of an installed package: type the command in a clone of the course." % what)
+    return clone()
+
+
+def doctor(options, argv):
+    trouble = None
+    try:
+        prepare(argv)
+    except setup_env.SetupError as error:
+        trouble = error
+    from course_lib.doctor import report
+
+    return report(trouble)
+
+
+def run(options, argv):
+    need_clone("The notebooks")
+    prepare(argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.smoke:
+        os.environ["COURSE_SMOKE"] = "1"
+    from course_lib import notebooks
+
+    available = notebooks.notebooks(options.solutions)
+    paths = select(options.names, available)
+    live = sys.stdout.isatty()
+
+    def on_cell(path, done, total):
+        if live:
+            text = "[%d/%d] %s: cell %d of %d" % (paths.index(path) + 1, len(paths), path.stem, done + 1, total)
+            print("\r" + text.ljust(78), end="", flush=True)
+
+    def on_result(result):
+        text = "[%d/%d] %s: %s in %.0f s" % (
+            paths.index(result.path) + 1, len(paths), result.name, "ran" if result.ok else "FAILED", result.seconds)
+        print(("\r" if live else "") + text.ljust(78 if live else 0), flush=True)
+        if not result.ok:
+            print(result.error, flush=True)
+
+    print("Running %d notebook%s." % (len(paths), "s" * (len(paths) != 1)), flush=True)
+    results = notebooks.run(paths, options.out, on_cell=on_cell, on_result=on_result)
+    rows = [("notebook", "seconds", "peak memory", "")]
+    rows += [(r.name, "%.0f" % r.seconds, "%.0f MB" % r.peak_mb, "ok" if r.ok else "FAILED") for r in results]
+    rows.append(("total", "%.0f" % sum(r.seconds for r in results), "%.0f MB" % max(r.peak_mb for r in results),
+                 "%d of %d ok" % (sum(r.ok for r in results), len(results))))
+    print("\n" + table(rows))
+    return 0 if all(r.ok for r in results) else 1
+
+
+def select(names, available):
+    """The notebooks asked for, in the order of the course: by `01_pretraining`, `01` or `pretraining`; all if none."""
+    by_name = {}
+    for path in available:
+        number, _, topic = path.stem.partition("_")
+        for key in (path.stem, path.name, number, topic):
+            by_name[key] = path
+    if not available:
+        raise UsageError("There are no notebooks in this clone.")
+    stems = [path.stem for path in available]
+    for name in names:
+        if Path(name).name not in by_name:
+            choose(name, stems, "notebook")
+    chosen = [by_name[Path(name).name] for name in names]
+    return [path for path in available if path in chosen or not names]
+
+
+def train(options, argv):
+    prepare(argv)
+    from course_lib import artifacts, store as shelf
+
+    known = list(artifacts.names())
+    if not options.names:
+        for name in known:
+            print("%-24s %s" % (name, shelf.status(name)))
+        return 0
+    names = known if options.names == ["all"] else [choose(name, known, "artifact") for name in options.names]
+    for name in names:
+        print("%s: %s" % (name, shelf.get(name)), flush=True)
+    return 0
+
+
+def test(options, argv):
+    root = need_clone("The tests")
+    prepare(argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.rest:
+        marks = ["-m", "not (%s)" % SLOW] if options.fast else []
+        return subprocess.run([sys.executable, "-m", "pytest"] + marks + options.rest, cwd=str(root)).returncode
+    stages = [("quick tests", ["-m", "not (%s)" % SLOW])]
+    if not options.fast:
+        from course_lib.notebooks import nbval_args
+
+        stages.append(("slow tests, claims", ["-m", SLOW, "--timeout=3000"]))
+        if nbval_args():
+            stages.append(("notebooks", ["--timeout=0"] + nbval_args()))
+    return report_stages([(name,) + stage(name, arguments, root) for name, arguments in stages])
+
+
+def stage(name, arguments, root):
+    """One pytest process: (exit code, counts by outcome, seconds)."""
+    print("\n== %s ==" % name, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.xml"
+        begin = time.monotonic()
+        command = [sys.executable, "-m", "pytest", "-q", "--junitxml=%s" % file] + arguments
+        code = subprocess.run(command, cwd=str(root)).returncode
+        return code, count(file), time.monotonic() - begin
+
+
+def count(file):
+    """Passed, failed and skipped tests of a JUnit file; zeros if pytest could not even write it."""
+    if not file.is_file():
+        return {"passed": 0, "failed": 0, "skipped": 0}
+    suites = list(ElementTree.parse(str(file)).getroot().iter("testsuite"))
+    total, failed, errors, skipped = (
+        sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped"))
+    return {"passed": max(0, total - failed - errors - skipped), "failed": failed + errors, "skipped": skipped}
+
+
+def report_stages(results):
+    """Print the summary of `test`; the exit code. A stage in which nothing ran is well unless it is the first."""
+    rows = [("stage", "passed", "failed", "skipped", "seconds", "")]
+    good = True
+    for position, (name, code, counts, seconds) in enumerate(results):
+        ok = code == 0 or (code == 5 and position > 0)  # 5: pytest found no test
+        good = good and ok
+        rows.append((name,) + tuple(str(counts[key]) for key in ("passed", "failed", "skipped"))
+                    + ("%.0f" % seconds, "ok" if ok else "FAILED"))
+    print("\n" + table(rows))
+    totals = {key: sum(counts[key] for _, _, counts, _ in results) for key in ("failed", "passed", "skipped")}
+    text = ", ".join("%d %s" % (number, key) for key, number in totals.items() if number or key == "passed")
+    print((" %s in %.2fs " % (text, sum(seconds for *_, seconds in results))).center(80, "="), flush=True)
+    return 0 if good else 1
+
+
+def lab(options, argv):
+    root = need_clone("The notebooks")
+    if setup_env.hosted():
+        raise UsageError("%s is the notebook already: open notebooks/00_start_here.ipynb in it." % setup_env.hosted())
+    prepare(argv)
+    first = root / "notebooks" / "00_start_here.ipynb"
+    command = [sys.executable, "-m", "jupyterlab", str(first if first.is_file() else root / "README.md")]
+    return subprocess.run(command + options.rest, cwd=str(root)).returncode
+
+
+def store(options, argv):
+    prepare(argv)
+    from course_lib import store as shelf
+
+    if options.action == "list":
+        print(shelf.table())
+    else:
+        try:
+            print("Freed %.0f MB." % (shelf.clear(options.name) / 1e6))
+        except LookupError as error:
+            raise UsageError(error.args[0])
+    return 0
+
+
+def table(rows):
+    """Rows of text as aligned columns, the first row as the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0])] + lines[1:])

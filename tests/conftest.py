@@ -1,0 +1,89 @@
+"""Fixtures that all tests share. torch is imported only by tests that use it."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; tiny models are fastest so
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|system|>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def pytest_generate_tests(metafunc):
+    """A test with an argument `device` runs once on every kind of device this machine has."""
+    if "device" in metafunc.fixturenames:
+        import torch
+
+        devices = ["cpu"]
+        devices += ["cuda"] if torch.cuda.is_available() else []
+        devices += ["mps"] if torch.backends.mps.is_available() else []
+        metafunc.parametrize("device", devices)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(request, monkeypatch, tmp_path_factory):
+    """Unit tests get an empty store and one thread; tests of claims share the real store and all cores."""
+    monkeypatch.delenv("COURSE_STRICT", raising=False)
+    if request.node.get_closest_marker("claims"):
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(os.cpu_count())
+        yield
+        torch.set_num_threads(before)
+    else:
+        monkeypatch.setenv("COURSE_STORE", str(tmp_path_factory.mktemp("store")))
+        yield
+
+
+@pytest.fixture
+def tiny_tokenizer():
+    """One token per byte after the seven special ones, in the shape of the course's own tokenizer: 263 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({symbol: token for token, symbol in enumerate(symbols)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=SPECIAL[0],
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        additional_special_tokens=SPECIAL[3:],
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture
+def tiny_lm(tiny_tokenizer):
+    """(model, tokenizer): a random two-layer Llama, 32 wide, on the CPU in eval mode; the same weights in every test."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        bos_token_id=tiny_tokenizer.bos_token_id,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return model.eval(), tiny_tokenizer
