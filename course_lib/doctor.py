@@ -44,11 +44,14 @@ def report(trouble: Exception | None = None) -> int:
         findings.append(Finding("fail", "setup", *_two(str(trouble))))
         print(findings[0], flush=True)
     for check in CHECKS:
+        if check is imports and any(finding.level == "fail" for finding in findings):
+            print("The other checks need the packages.")
+            break
         try:
             found = check()
         except Exception as error:  # a broken package can raise anything at import
             found = [Finding("fail", check.__name__, f"{type(error).__name__}: {error}",
-                             "Delete .venv and run the doctor again; if it stays, report this line.")]
+                             "Delete .venv and run the doctor again. If this stays, report the line.")]
         for finding in found:
             print(finding, flush=True)
         findings += found
@@ -78,20 +81,14 @@ def packages() -> list[Finding]:
     """Whether every requirement is installed in range."""
     root = repo_root()
     if root is None:
-        names = ["torch", "transformers", "datasets", "matplotlib", "ipywidgets"]
-        missing = [(name, name, None) for name in names if setup_env.installed_version(name) is None]
-    else:
-        requirements = setup_env.parse_requirements((root / "requirements.txt").read_text(encoding="utf-8"))
-        names, missing = [name for name, _ in requirements], setup_env.unmet(root)
-    findings = [
-        Finding("fail", "packages", f"{wanted} is needed, " + (f"{have} is installed" if have else "and missing"),
-                "Type: python -m course_lib doctor  (it installs what is missing), or: python -m pip install "
-                f'"{wanted}"')
-        for _, wanted, have in missing
-    ]
-    have = ", ".join(f"{name} {setup_env.installed_version(name)}" for name in names[:5]
-                     if setup_env.installed_version(name))
-    return findings or [Finding("ok", "packages", f"{have} and {len(names) - 5} more")]
+        return [Finding("ok", "packages", "installed with the course, which is no clone here")]
+    missing = setup_env.unmet(root)
+    if missing:
+        wanted = ", ".join(wanted + (f" (not {have})" if have else "") for _, wanted, have in missing)
+        return [Finding("fail", "packages", f"needed: {wanted}", f"Type: {setup_env.by_hand()}")]
+    names = [name for name, _ in setup_env.parse_requirements((root / "requirements.txt").read_text(encoding="utf-8"))]
+    have = [f"{name} {setup_env.installed_version(name)}" for name in names]
+    return [Finding("ok", "packages", ", ".join(have[:5]) + f" and {len(have) - 5} more")]
 
 
 def imports() -> list[Finding]:

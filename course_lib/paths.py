@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 def repo_root():
     """The folder of the clone this package runs from (a Path), or None when it was installed from a wheel."""
     root = _PACKAGE.parent
-    return root if (root / "requirements.txt").is_file() and (root / "notebooks").is_dir() else None
+    return root if (root / "requirements.txt").is_file() and (root / "pyproject.toml").is_file() else None
 
 
 def data_dir():

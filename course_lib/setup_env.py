@@ -227,6 +227,11 @@ def install(root, missing, own):
     say("Installed in %.0f s." % (time.monotonic() - begin))
 
 
+def by_hand():
+    """The pip command that somebody can type instead."""
+    return "%s -m pip install -r requirements.txt -c constraints.txt" % ("py" if os.name == "nt" else "python3")
+
+
 def run_pip(arguments):
     """`pip install` with one line of progress; returns the exit code and the whole log."""
     command = [sys.executable, "-m", "pip", "install", "--progress-bar", "off", "--disable-pip-version-check",
