@@ -1,0 +1,225 @@
+"""Find the course's notebooks and execute them, each in a fresh kernel of the running interpreter.
+
+`python -m course_lib run` and the notebook build share `execute`; the packages it needs (nbformat, nbclient, ipykernel)
+come with JupyterLab and are imported when they are used.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "notebooks"
+CELL_SECONDS = 1800  # a cell that trains on a slow laptop may take long; a hung one must end
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass
+class Result:
+    """How one notebook ran. `peak_mb` is the kernel's highest resident memory; `error` is empty when it ran through."""
+
+    path: Path
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def ok(self) -> bool:
+        return not self.error
+
+
+def notebooks(solutions: bool = False, folder: Path = FOLDER) -> list[Path]:
+    """The committed notebooks in order: the student's copies, or the worked ones."""
+    return sorted((folder / "solutions" if solutions else folder).glob("[0-9][0-9]_*.ipynb"))
+
+
+def nbval_args(folder: Path = FOLDER) -> list[str]:
+    """pytest arguments that run every student notebook and compare the outputs of cells tagged `nbval-check-output`.
+
+    The worked copies are left out: they differ in the solutions alone, which tests/checks grades one by one. Returns an
+    empty list when there are no notebooks, for pytest would then collect the current folder.
+    """
+    paths = [str(path) for path in notebooks(folder=folder)]
+    options = ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}", "-p", "no:cacheprovider"]
+    return [*options, *paths] if paths else []
+
+
+def run(
+    paths: Sequence[Path | str],
+    out_dir: Path | str | None = None,
+    *,
+    timeout: float = CELL_SECONDS,
+    on_cell: Callable[[Path, int, int], None] | None = None,
+    on_result: Callable[[Result], None] | None = None,
+) -> list[Result]:
+    """Execute notebooks one after the other, each with its own folder as the working directory.
+
+    The executed copies are written to `out_dir` if one is given; the notebooks themselves are not touched. A failure
+    does not stop the others. `on_cell(path, done, total)` is called before each code cell, `on_result` after each
+    notebook.
+    """
+    import nbformat
+
+    results = []
+    for path in map(Path, paths):
+        notebook = nbformat.read(path, as_version=4)
+        result = execute(notebook, path, timeout=timeout, on_cell=on_cell)
+        if out_dir is not None:
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, Path(out_dir) / path.name)
+        if on_result:
+            on_result(result)
+        results.append(result)
+    return results
+
+
+def execute(
+    notebook,
+    path: Path,
+    *,
+    timeout: float = CELL_SECONDS,
+    on_cell: Callable[[Path, int, int], None] | None = None,
+    env: dict[str, str] | None = None,
+    startup: str = "",
+) -> Result:
+    """Execute a notebook node in place, as "Run All" in JupyterLab would; what goes wrong in a cell is in the result.
+
+    `path` is where the notebook lives: its folder is the working directory. `timeout` is in seconds per cell, `env`
+    adds environment variables, `startup` is a line of Python that the kernel runs first.
+    """
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    class ThisInterpreter(KernelSpecManager):
+        """Whatever kernels are registered on this machine, use the Python that runs now."""
+
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+    result = Result(Path(path))
+    code_cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    current = 0
+
+    def before(cell, cell_index):
+        nonlocal current
+        if cell_index in code_cells:
+            current = cell_index
+            measure()
+            if on_cell:
+                on_cell(result.path, code_cells.index(cell_index), len(code_cells))
+
+    def measure(**_):
+        result.peak_mb = max(result.peak_mb, _peak_mb(manager.provisioner.pid))
+
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter())
+    client = NotebookClient(
+        notebook,
+        km=manager,
+        timeout=timeout,
+        resources={"metadata": {"path": str(result.path.parent)}},
+        extra_arguments=["--log-level=CRITICAL", *([f"--IPKernelApp.exec_lines={startup}"] if startup else [])],
+        record_timing=False,
+        store_widget_state=False,
+        on_cell_start=before,
+        on_cell_executed=measure,
+    )
+    client.log.setLevel("CRITICAL")
+    started = time.perf_counter()
+    try:
+        _in_thread(lambda: client.execute(env=_environment(env or {}), cleanup_kc=True), manager)
+    except CellExecutionError as error:
+        tracebacks = [output.traceback for output in notebook.cells[current].outputs if "traceback" in output]
+        result.error = _failure(notebook, result, current, "\n".join(tracebacks[-1]) if tracebacks else str(error))
+    except CellTimeoutError:
+        result.error = _failure(notebook, result, current, f"The cell took longer than {timeout:g} s.")
+    except DeadKernelError:
+        reason = f"The kernel died (last seen at {result.peak_mb:.0f} MB): the machine may be out of memory."
+        result.error = _failure(notebook, result, current, reason)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def plain(text: str) -> str:
+    """The text without terminal colours."""
+    return _COLOURS.sub("", text)
+
+
+def watch_figures() -> None:
+    """Called inside a kernel: warn about every figure that leaves a cell without labelled axes."""
+    from IPython import get_ipython
+
+    def look() -> None:
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        for number in pyplot.get_fignums() if pyplot else []:
+            figure = pyplot.figure(number)
+            axes = [ax for ax in figure.axes if ax.axison]
+            for side in ("x", "y") if axes else ():
+                labels = [getattr(ax, f"get_{side}label")() for ax in axes]
+                if not any([*labels, getattr(figure, f"get_sup{side}label")()]):
+                    print(f"Figure {number} has no label on its {side} axis.", file=sys.stderr)
+
+    # The inline backend, which closes the figures, registers later and so is called later.
+    get_ipython().events.register("post_execute", look)
+
+
+def _in_thread(work: Callable[[], object], manager) -> None:
+    """Run in a thread and wait, for nbclient takes Ctrl-C over in the main thread and turns it into a dead kernel.
+
+    Here Ctrl-C interrupts the cell, so that it can clean up, and then raises KeyboardInterrupt.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            while not wait([future], timeout=0.2).done:
+                pass
+        except KeyboardInterrupt:
+            if process := getattr(manager.provisioner, "process", None):
+                process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+                if not wait([future], timeout=10).done:
+                    process.kill()
+            raise
+        future.result()
+
+
+def _environment(extra: dict[str, str]) -> dict[str, str]:
+    """The kernel's environment: this checkout first, and inline figures even where a caller chose another backend."""
+    env = {**os.environ, **extra}
+    env.pop("MPLBACKEND", None)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH", "")]))
+    return env
+
+
+def _failure(notebook, result: Result, index: int, reason: str) -> str:
+    lines = notebook.cells[index].source.splitlines()
+    head = "\n".join(f"    {line}" for line in lines[:3] + ["..."] * (len(lines) > 3))
+    return f"{result.path.name}, cell {index + 1} of {len(notebook.cells)}:\n{head}\n{plain(reason).strip()}"
+
+
+def _peak_mb(pid: int) -> float:
+    """Highest resident memory of a process so far; where the system does not keep it, the memory it has now."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+    except (OSError, TypeError):
+        pass
+    import psutil
+
+    try:
+        memory = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0.0
+    return getattr(memory, "peak_wset", memory.rss) / 2**20
