@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import functools
 import hashlib
@@ -82,11 +83,11 @@ def damage(folder: Path) -> str | None:
     """
     if not folder.is_dir():
         return "missing"
-    stats = sorted((file.as_posix(), file.stat()) for file in folder.rglob("*") if file.is_file())
-    stamp = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-    if _verified.get(folder) == stamp:
-        return None
     try:
+        stats = {file: file.stat() for file in sorted(folder.rglob("*")) if file.is_file()}
+        stamp = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items())
+        if _verified.get(folder) == stamp:
+            return None
         manifest = load_json(folder / MANIFEST)
         if manifest.pop("checksum") != digest(manifest) or manifest["artifact"] != folder.name:
             return f"{MANIFEST} was changed"
@@ -130,8 +131,12 @@ def remove(path: Path) -> None:
 
 
 def size(folder: Path) -> int:
-    """Bytes in a folder's files."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes in a folder's files; those that another process deletes meanwhile count nothing."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def megabytes(count: int) -> str:

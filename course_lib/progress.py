@@ -5,8 +5,11 @@
             ...
             progress.update(loss=loss)
 
-While it runs, a terminal (standard error) or a notebook shows where it stands and how long it will take.
-Afterwards exactly one line remains: `pre-training the base model: 1200 steps in 152 s (loss 1.31)`. A log file gets only that line.
+While it runs, a terminal (standard error) or a notebook shows where it stands and how long it will take. Afterwards
+exactly one line remains, in a log file it is the only one:
+
+    pre-training the base model: 1200 steps in 152 s (loss 1.31)
+
 A Progress inside another one appears in the outer one's live line and leaves no line of its own.
 COURSE_QUIET=1 silences all of it.
 """
@@ -80,6 +83,7 @@ class Progress:
         self.label, self.total, self.seconds, self.unit = label, total, seconds, unit
         self.count = 0
         self.metrics: dict[str, object] = {}
+        self._inner: dict[str, object] = {}  # the last metrics of a display inside this one
         self._start = time.monotonic()
         self._drawn_at = float("-inf")
         self._width = 0  # characters of the live line that is on the terminal now
@@ -107,8 +111,8 @@ class Progress:
         _open.remove(self)
         if outermost:
             self._finish(self.summary(stopped=kind is not None))
-        elif not _open[0].count:  # an outer display that counts nothing itself reports the figures of the inner one
-            _open[0].metrics.update(self.metrics)
+        else:
+            _open[0]._inner = self.metrics
 
     @property
     def elapsed(self) -> float:
@@ -142,7 +146,8 @@ class Progress:
             what = f"stopped after {count}{of + ', ' if count else ''}{duration(self.elapsed)}"
         else:
             what = f"{count or 'done'} in {duration(self.elapsed)}"
-        figures = ", ".join(f"{name} {short(value)}" for name, value in self.metrics.items())
+        metrics = self.metrics or ({} if self.count else self._inner)  # one that counts nothing has the inner figures
+        figures = ", ".join(f"{name} {short(value)}" for name, value in metrics.items())
         return f"{self.label}: {what}" + (f" ({figures})" if figures else "")
 
     def _draw(self) -> None:

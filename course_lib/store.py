@@ -33,8 +33,10 @@ from course_lib.files import (MANIFEST, code_digest, damage, digest, disk_is_ful
 from course_lib.paths import repo_root
 from course_lib.progress import Progress, duration, say
 
-__all__ = ["Entry", "Recipe", "clear", "get", "key", "list", "load_json", "path", "root", "save_json", "status", "table"]
+__all__ = ["Entry", "Recipe", "clear", "get", "key", "list", "load_json", "path", "root", "save_json", "status",
+           "table"]
 PACKAGES = Path(__file__).resolve().parent.parent  # where `course_lib` lies
+ROOM = 100_000_000  # bytes that must be free for a training to begin: a checkpoint with its optimizer, and the result
 FORMATS = {".safetensors", ".json", ".jsonl", ".txt", ".jinja"}  # loading none of them runs code
 
 
@@ -146,9 +148,11 @@ def _build(recipe: Recipe, folder: Path, problem: str) -> None:
     state = "is not in the store yet" if problem == "missing" else f"in the store is damaged ({problem})"
     action = "continuing its interrupted training" if resumed else "training it now"
     cost = f", about {duration(recipe.seconds)} on two cores" if recipe.seconds else ""
+    _sweep()
+    if shutil.disk_usage(root()).free < ROOM:
+        raise _full_disk(f"to train {recipe.name} takes {megabytes(ROOM)}, so it was not begun")
     say(f"{recipe.name} {state}: {action}{cost}", always=problem != "missing")
     try:
-        _sweep()
         partial.mkdir(exist_ok=True)
         for item in partial.iterdir():
             if not (resumed and item.name.startswith("resume")):
@@ -169,11 +173,14 @@ def _build(recipe: Recipe, folder: Path, problem: str) -> None:
         if isinstance(error, KeyboardInterrupt):
             say(f"{recipe.name} was interrupted: {then}")
         if full:
-            raise OSError(errno.ENOSPC, (
-                f"the disk is full: {recipe.name} needs more than {megabytes(written)}, and {root()} now has "
-                f"{megabytes(shutil.disk_usage(root()).free)} free; {then}. Make room there (store.clear() empties the "
-                f"store) or set COURSE_STORE to a folder on another disk")) from error
+            raise _full_disk(f"{recipe.name} had written {megabytes(written)} and needs more; {then}") from error
         raise
+
+
+def _full_disk(what: str) -> OSError:
+    return OSError(errno.ENOSPC, (
+        f"the disk is full: {what}. {root()} has {megabytes(shutil.disk_usage(root()).free)} free. Make room there "
+        f"(course_lib.store.clear() empties the store) or set COURSE_STORE to a folder on another disk"))
 
 
 def _finish(recipe: Recipe, folder: Path, partial: Path, seconds: float) -> None:
@@ -253,7 +260,7 @@ def _state(folder: Path) -> str:
 
 
 def list() -> tuple[Entry, ...]:
-    """All that is in the store, sorted by name. An "other version" has not the key that its recipe has now."""
+    """All that is in the store, sorted by name. An "other version" has another key than its recipe has now."""
     from course_lib import artifacts
 
     current = {name: key(name) for name in artifacts.names()}
@@ -265,7 +272,8 @@ def list() -> tuple[Entry, ...]:
         if state == "ready":
             manifest = load_json(folder / MANIFEST)
             built, seconds = manifest["built"], manifest["seconds"]
-            state = "ready" if current.get(name, its_key) == its_key else "other version"
+        if state != "building" and current.get(name, its_key) != its_key:
+            state = "other version"
         entries.append(Entry(name, its_key, state, size(folder) + size(_partial(folder)), built, seconds, folder))
     return tuple(entries)
 
