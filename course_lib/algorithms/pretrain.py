@@ -1,0 +1,85 @@
+"""Pre-training: random weights, unlabeled text, one next token at a time.
+
+The input is also the target: the model reads x_1..x_t and is asked for x_{t+1}, at every t at once. What a full-scale run
+has and this file leaves out: many devices, streaming from disk, attention masks between the documents of a row (the model
+learns that BOS starts afresh).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from course_lib.algorithms.training import Batch, TrainConfig, fit, mean_loss, pad_right
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig):
+    context: int = 256  # tokens in a row
+
+
+def pack(documents: Sequence[Sequence[int]], context: int, pad: int, open_rows: int = 64) -> Tensor:
+    """Whole documents, back to back, into rows of `context` tokens.
+
+    Each document goes to the fullest open row with room for it (best fit); the fullest row is closed when too many are
+    open. No document is cut or lost. Returns (rows, context) ids, padded on the right.
+    Raises ValueError when a document is empty or longer than a row.
+    """
+    rows: list[list[int]] = []
+    closed: list[list[int]] = []
+    for i, document in enumerate(documents):
+        if not 0 < len(document) <= context:
+            raise ValueError(f"document {i} has {len(document)} tokens, a row holds 1 to {context}: split it or widen the rows")
+        room = [row for row in rows if len(row) + len(document) <= context]
+        row = max(room, key=len, default=None)
+        if row is None:
+            row = []
+            rows.append(row)
+        row.extend(document)
+        if len(row) == context or len(rows) > open_rows:
+            rows.sort(key=len)
+            closed.append(rows.pop())
+    closed += rows
+    if not closed:
+        raise ValueError("no documents to pack")
+    packed = torch.full((len(closed), context), pad, dtype=torch.long)
+    for out, row in zip(packed, closed):
+        out[: len(row)] = torch.tensor(row)
+    return packed
+
+
+def predicted(ids: Tensor, pad: int, bos: int) -> Tensor:
+    """Which tokens count: all but padding and BOS, which is no part of a document's probability. Like `ids`, bool."""
+    return (ids != pad) & (ids != bos)
+
+
+def evaluation_batches(model: PreTrainedModel, documents: Sequence[Sequence[int]], batch_size: int = 64) -> list[Batch]:
+    """Documents one a row, each read from its own BOS, sorted by length: what the exact floor is compared with."""
+    pad, bos = model.config.pad_token_id, model.config.bos_token_id
+    documents = sorted(documents, key=len)
+    padded = [pad_right(documents[i : i + batch_size], pad) for i in range(0, len(documents), batch_size)]
+    return [(ids, predicted(ids, pad, bos)) for ids in padded]
+
+
+def evaluate(model: PreTrainedModel, documents: Sequence[Sequence[int]], precision: str = "auto") -> float:
+    """Loss in nats per predicted token on documents (lists of ids from BOS to END)."""
+    return mean_loss(model, evaluation_batches(model, documents), precision)
+
+
+def train(model: PreTrainedModel, documents: Sequence[Sequence[int]], config: PretrainConfig = PretrainConfig(), *,
+          held_out: Sequence[Sequence[int]] = (), checkpoint: Path | None = None,
+          watch: Callable[[int], dict] | None = None, label: str = "pre-training", seconds: float | None = None
+          ) -> list[dict]:
+    """Train `model` in place on documents (lists of token ids from BOS to END); arguments and history as in `fit`."""
+    pad, bos = model.config.pad_token_id, model.config.bos_token_id
+    rows = pack(documents, config.context, pad)
+
+    def epoch(e: int) -> list[Batch]:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed * 1000 + e))
+        return [(ids, predicted(ids, pad, bos)) for ids in rows[order].split(config.batch_size)]
+
+    return fit(model, epoch, config, label=label, held_out=evaluation_batches(model, held_out), checkpoint=checkpoint,
+               watch=watch, seconds=seconds)

@@ -1,0 +1,74 @@
+"""Language models in plain Hugging Face format: made from a config, saved, loaded."""
+
+import difflib
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+
+from course_lib.lm.device import best_device
+
+SHAPES = {  # hidden width, layers, heads, feed-forward width
+    "base": (256, 4, 4, 704),  # the course's model: 3.5 M parameters with a vocabulary of 1024
+    "small": (128, 3, 4, 352),
+    "tiny": (64, 2, 2, 176),
+}
+
+
+def build_lm(tokenizer: PreTrainedTokenizerBase, shape: str | tuple[int, int, int, int] = "base", *, context: int = 256,
+             seed: int = 0, device: torch.device | str | None = None) -> LlamaForCausalLM:
+    """A Llama-shape model with random weights: RMSNorm, rotary positions, SwiGLU, tied embeddings (Touvron et al. 2023).
+
+    shape: a name from `SHAPES`, or (hidden width, layers, heads, feed-forward width).
+    seed: of the initial weights; the global random state is left as it was.
+    """
+    if isinstance(shape, str):
+        if shape not in SHAPES:
+            raise ValueError(f"unknown shape {shape!r}; there are {', '.join(SHAPES)}, or give four numbers")
+        shape = SHAPES[shape]
+    width, layers, heads, feed_forward = shape
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=feed_forward,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return model.to(best_device() if device is None else device).eval()
+
+
+def save_lm(path: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write weights (safetensors), config and tokenizer where `AutoModelForCausalLM` and `AutoTokenizer` find them."""
+    model.save_pretrained(path, safe_serialization=True)
+    tokenizer.save_pretrained(path)
+
+
+def load_lm(name_or_path: str | Path, *, device: torch.device | str | None = None
+            ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (evaluation mode, fp32) and tokenizer: one of the course's own ("base", "sft", ...), a folder, or a hub name.
+
+    A course model that is not in the store yet is trained first. Raises ValueError for a name that is none of these.
+    """
+    from course_lib import artifacts, store
+
+    names = artifacts.models()
+    if str(name_or_path) in names:
+        name_or_path = store.get(str(name_or_path))
+    elif not Path(name_or_path).is_dir() and "/" not in str(name_or_path):
+        near = difflib.get_close_matches(str(name_or_path), names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no model {str(name_or_path)!r}: {hint}give one of {', '.join(names)}, a folder, or a hub "
+                         f"name like 'HuggingFaceTB/SmolLM2-135M'")
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32)
+    return model.to(best_device() if device is None else device).eval(), tokenizer
