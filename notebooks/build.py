@@ -76,7 +76,7 @@ def solve(code: str, where: str, worked: bool) -> str:
         mark = line.strip()
         if mark == BEGIN and not inside:
             inside = True
-            owners = [f for f in functions if f.body[0].lineno <= number + 1 and number < f.end_lineno]
+            owners = [f for f in functions if f.lineno < number < f.end_lineno]
             if not owners:
                 raise BuildError(f"{where}: a solution must be inside a function, or Run All would stop there")
             if not worked:

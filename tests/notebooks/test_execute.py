@@ -1,0 +1,117 @@
+"""course_lib.notebooks: running notebooks in fresh kernels, and saying clearly what went wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from course_lib import notebooks
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a notebook of these code cells, after one of text, and gives its path."""
+
+    def make(name, *sources):
+        cells = [nbformat.v4.new_markdown_cell("# Title"), *map(nbformat.v4.new_code_cell, sources)]
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+        return path
+
+    return make
+
+
+def test_run_reports_each_notebook_and_leaves_it_untouched(write, tmp_path):
+    good = write("01_good", "x = bytearray(80_000_000)", "import os; print(os.getcwd(), len(x))")
+    bad = write("02_bad", "x = 1", "def f():\n    return x / 0\n\nf()\n", "print('never')")
+    before = good.read_bytes()
+    seen, finished = [], []
+    out = tmp_path / "out"
+    results = notebooks.run([good, bad], out, on_cell=lambda *event: seen.append(event), on_result=finished.append)
+    assert results == finished
+    assert [(r.name, r.ok) for r in results] == [("01_good", True), ("02_bad", False)]
+    assert seen == [(good, 0, 2), (good, 1, 2), (bad, 0, 3), (bad, 1, 3)]
+    assert results[0].seconds > 0
+    assert 100 < results[0].peak_mb < 400
+    head = "    def f():\n        return x / 0\n    \n    ...\n"
+    assert results[1].error.startswith(f"02_bad.ipynb, cell 3 of 4:\n{head}")
+    assert results[1].error.endswith("ZeroDivisionError: division by zero")
+    assert "\x1b" not in results[1].error
+    assert good.read_bytes() == before
+    executed = nbformat.read(out / "01_good.ipynb", as_version=4)
+    assert executed.cells[2].outputs[0].text == f"{good.parent} 80000000\n"
+
+
+@pytest.mark.slow
+def test_hung_cell_and_dead_kernel_end(write):
+    hung, dead = write("01_hung", "import time; time.sleep(60)"), write("02_dead", "import os; os._exit(1)")
+    results = notebooks.run([hung, dead], timeout=1)
+    assert "01_hung.ipynb, cell 2 of 2" in results[0].error
+    assert results[0].error.endswith("The cell took longer than 1 s.")
+    assert "The kernel died (last seen at " in results[1].error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
+def test_interrupt_lets_the_cell_clean_up_and_ends_the_kernel(write, tmp_path):
+    marker, pid = tmp_path / "cleaned", tmp_path / "pid"
+    cell = (
+        f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\n"
+        f"try:\n    time.sleep(60)\nfinally:\n    pathlib.Path({str(marker)!r}).touch()"
+    )
+    path = write("01_slow", cell)
+    code = f"from course_lib.notebooks import run; run([{str(path)!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=notebooks.ROOT)
+    deadline = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1].endswith("KeyboardInterrupt\n")
+    assert marker.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_course_of_this_checkout_is_used_and_the_callers_backend_is_not(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    env = notebooks._environment({"COURSE_STRICT": "1"})
+    assert env["PYTHONPATH"] == f"{notebooks.ROOT}{os.pathsep}elsewhere"
+    assert "MPLBACKEND" not in env
+    assert env["COURSE_STRICT"] == "1"
+
+
+def test_notebooks_are_found_in_order(tmp_path):
+    for name in ("02_b.ipynb", "01_a.ipynb", "scratch.ipynb", "solutions/01_a.ipynb"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert [path.name for path in notebooks.notebooks(folder=tmp_path)] == ["01_a.ipynb", "02_b.ipynb"]
+    assert notebooks.notebooks(True, tmp_path) == [tmp_path / "solutions" / "01_a.ipynb"]
+
+
+def test_pitfall_nbval_has_a_cell_timeout_and_no_notebook_means_no_arguments(tmp_path):
+    assert notebooks.nbval_args(tmp_path) == []
+    (tmp_path / "01_a.ipynb").touch()
+    arguments = notebooks.nbval_args(tmp_path)
+    assert {"--nbval-lax", "--nbval-current-env"} <= set(arguments)
+    assert any(argument.startswith("--nbval-cell-timeout=") for argument in arguments)
+    assert arguments[-1] == str(tmp_path / "01_a.ipynb")
+
+
+@pytest.mark.slow
+def test_pitfall_nbval_compares_tagged_cells_of_a_stored_copy(sample, tmp_path, monkeypatch):
+    """The sample passes; with one digit of a tagged output changed it fails."""
+    monkeypatch.setenv("COURSE_STRICT", "0")
+    monkeypatch.setenv("SAMPLE_PYTHON", sys.executable)
+    text = (sample.folder / "05_sample.ipynb").read_text(encoding="utf-8")
+    assert "half: your turn\\n" in text
+    (tmp_path / "05_sample.ipynb").write_text(text, encoding="utf-8")
+    (tmp_path / "06_changed.ipynb").write_text(text.replace("half: your turn\\n", "half: my turn\\n"), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", *notebooks.nbval_args(tmp_path), f"--rootdir={tmp_path}"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=notebooks.ROOT)
+    assert "1 failed, 7 passed" in finished.stdout
+    assert "06_changed.ipynb::Cell 1" in finished.stdout
