@@ -150,7 +150,8 @@ def bars_with_interval(
         values_by_label = [values_by_label[label] for label in labels]
     if len(labels) != len(values_by_label):
         raise ValueError(f"{len(labels)} labels but {len(values_by_label)} groups of values")
-    data = [_finite(values, f"values of {label!r}", (1,)) for label, values in zip(labels, values_by_label, strict=True)]
+    groups = zip(labels, values_by_label, strict=True)
+    data = [_finite(values, f"values of {label!r}", (1,)) for label, values in groups]
     centres = np.arange(len(labels))
     stats = [interval(values) for values in data]
     means = [entry.mean for entry in stats]

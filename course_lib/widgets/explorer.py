@@ -1,4 +1,4 @@
-"""The next-token explorer: a language model is P(next token | the tokens so far), and a text's probability a product."""
+"""The next-token explorer: a language model is P(next token | the tokens so far), a text is a product of such."""
 
 from html import escape
 
@@ -95,7 +95,8 @@ class ExplorerState:
         tokens = " | ".join([first, *(token for token, _ in self.factors())])
         bars = ", ".join(f"{token} {number(p)}" for token, p, _ in self.top())
         product = f"ln P(text) = {signed(self.log_probability())}, P(text) = {from_log(self.log_probability())}"
-        return f"Tokens: {tokens}\nNext token ({self._rule()}): {bars}\nChain rule, {len(self.ids) - 1} factors: {product}"
+        lines = f"Tokens: {tokens}", f"Next token ({self._rule()}): {bars}", f"Chain rule: {product}"
+        return "\n".join(lines)
 
     def html(self) -> str:
         own = "" if self.temperature == 1 and not self.top_k else "; grey: as the model says it"
@@ -143,7 +144,8 @@ class ExplorerState:
             width = f"{100 * p / longest:.1f}%"
             return tag("div", background=colour, height=f"{height}px", width=width, margin="1px 0", border_radius="2px")
 
-        cell = {"padding": "1px 8px", "background": PAPER, "color": INK, "text_align": "left", "font_family": MONO, "font_size": "13px"}
+        cell = {"padding": "1px 8px", "background": PAPER, "color": INK, "text_align": "left", "font_family": MONO,
+                "font_size": "13px"}
         bars = strip(drawn, 12, BLUE) + (strip(own, 4, LINE) if abs(drawn - own) > 5e-4 else "")
         return tag(
             "tr",
@@ -163,7 +165,9 @@ class TokenExplorer(View):
         self.temperature = ipywidgets.FloatSlider(
             state.temperature, min=0, max=2, step=0.1, description="temperature", continuous_update=False
         )
-        self.top_k = ipywidgets.IntSlider(state.top_k, min=0, max=50, description="top-k (0: all)", continuous_update=False)
+        self.top_k = ipywidgets.IntSlider(
+            state.top_k, min=0, max=50, description="top-k, 0: all", continuous_update=False
+        )
         self.buttons = {name: ipywidgets.Button(description=name) for name in ("sample next", "greedy", "undo")}
         super().__init__(state, [self.context, row(self.temperature, self.top_k), row(*self.buttons.values())])
         self.context.observe(lambda change: self.act(state.type, change["new"]), names="value")

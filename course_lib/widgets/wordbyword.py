@@ -90,9 +90,11 @@ class WordByWordState:
             "td", "language model", colspan=len(columns), color=PAPER, background=INK, border_radius="6px",
             text_align="center", padding="6px 12px", letter_spacing="1px", font_size="13px",
         )
+        known = self.losses[-1] is not None
+        chances = table_row("P", lambda t: number(self.probabilities[t]), font_family=MONO) if known else ""
         return tag(
             "table",
-            "" if self.losses[-1] is None else table_row("P", lambda t: number(self.probabilities[t]), font_family=MONO),
+            chances,
             table_row("target", lambda t: box(self.tokens[t], **self._frame(t))),
             table_row("", lambda t: arrow(t, self.trained[t])),
             tag("tr", tag("td", "", **cell), model, background=PAPER),
