@@ -25,7 +25,7 @@ DISK_GB = 1.0  # the store, once the packages are installed
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `level` is ok, warn (the course runs, but) or fail (it does not); `mend` says what to do."""
+    """One line of the report. `level`: ok, warn (the course runs, but) or fail (it does not); `mend` is what to do."""
 
     level: str
     subject: str
@@ -73,7 +73,7 @@ def interpreter() -> list[Finding]:
     if sys.maxsize < 2**32:
         return [Finding("fail", "python", text + " (32 bit)", "PyTorch needs a 64-bit Python from python.org.")]
     if sys.version_info >= (3, 15):
-        return [Finding("warn", "python", text, "The course is tested on 3.11 to 3.13; packages may be missing for yours.")]
+        return [Finding("warn", "python", text, "The course is tested on 3.11 to 3.13; packages may be missing.")]
     return [Finding("ok", "python", text)]
 
 
@@ -85,7 +85,7 @@ def packages() -> list[Finding]:
     missing = setup_env.unmet(root)
     if missing:
         wanted = ", ".join(wanted + (f" (not {have})" if have else "") for _, wanted, have in missing)
-        return [Finding("fail", "packages", f"needed: {wanted}", f"Type: {setup_env.by_hand()}")]
+        return [Finding("fail", "packages", f"needed: {wanted}", "Mend the setup first: it installs them.")]
     names = [name for name, _ in setup_env.parse_requirements((root / "requirements.txt").read_text(encoding="utf-8"))]
     have = [f"{name} {setup_env.installed_version(name)}" for name in names]
     return [Finding("ok", "packages", ", ".join(have[:5]) + f" and {len(have) - 5} more")]
@@ -212,8 +212,8 @@ def memory() -> list[Finding]:
     free = psutil.virtual_memory().available / 1e9
     text = f"{free:.1f} GB free of {psutil.virtual_memory().total / 1e9:.0f} GB"
     if free < KERNEL_GB:
-        return [Finding("warn", "memory", text, f"A notebook takes up to {KERNEL_GB} GB: close other programs, and shut "
-                        "down kernels that you do not use.")]
+        mend = f"A notebook takes up to {KERNEL_GB} GB: close other programs, and shut down kernels you do not use."
+        return [Finding("warn", "memory", text, mend)]
     return [Finding("ok", "memory", text)]
 
 

@@ -112,7 +112,7 @@ def venv_python(folder):
 
 
 def ensure(arguments):
-    """Return in an interpreter that has the packages; may install them or start the command again. Raises SetupError."""
+    """Return in an interpreter that has the packages: may install them, or start the command again. SetupError."""
     root = repo_root()
     if root is None:
         return  # an installed wheel brought its requirements with it
@@ -148,7 +148,7 @@ def make_venv(root):
 def starts(python):
     """Whether an interpreter runs and has pip."""
     try:
-        return subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode == 0
+        return subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode == 0
     except OSError:
         return False
 
@@ -168,8 +168,8 @@ def check_disk(root):
     """Refuse to start an installation that cannot fit."""
     free = shutil.disk_usage(str(root)).free / 1e9
     if free < FREE_GB:
-        raise SetupError("Only %.1f GB are free on the disk of %s, and the packages need %d GB (about 8 GB where PyTorch "
-                         "brings its CUDA libraries). Make room, then try again." % (free, root, FREE_GB))
+        raise SetupError("Only %.1f GB are free on the disk of %s.\nMake room, then try again: the packages need %d GB "
+                         "(about 8 GB where PyTorch brings its CUDA libraries)." % (free, root, FREE_GB))
 
 
 def restart(python, arguments):
@@ -194,9 +194,9 @@ def python_path(root):
 def constraints(root, own):
     """The lines pip is bound by: constraints.txt, softened where packages are not ours to change.
 
-    In the clone's own `.venv` every pin holds, except that a PyTorch which was put there first (a CPU or a CUDA build) stays.
-    In somebody's virtual environment only packages that are missing are pinned. On Colab and Kaggle everything
-    installed is held at its version instead.
+    In the clone's own `.venv` every pin holds, except that a PyTorch which was put there first (a CPU build, say)
+    stays. In somebody's virtual environment only packages that are missing are pinned. On Colab and Kaggle
+    everything installed is held at its version instead.
     """
     if hosted():
         names = {canonical(item.metadata["Name"]) for item in metadata.distributions() if item.metadata["Name"]}
@@ -210,8 +210,8 @@ def install(root, missing, own):
     """Install what is missing into the running interpreter with one pip call. Raises SetupError."""
     check_disk(root)
     where = hosted() or ("the clone's .venv" if own else "the active virtual environment " + sys.prefix)
-    say("Installing %s into %s, once: a download of about 0.5 GB (3 GB where PyTorch comes with CUDA), one to ten minutes."
-        % ("%d packages" % len(missing) if missing else "updates", where))
+    say("Installing the course's packages into %s, once.\nThat is a download of about 0.5 GB (3 GB where PyTorch "
+        "comes with CUDA) and takes one to ten minutes." % where)
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "constraints.txt"
         pins.write_text("\n".join(constraints(root, own)) + "\n", encoding="utf-8")
@@ -219,17 +219,12 @@ def install(root, missing, own):
         begin = time.monotonic()
         code, log = run_pip([*wanted, "-c", str(pins)])
     if code != 0:
-        raise SetupError(explain_pip(log))
+        raise SetupError(explain_pip(log, own))
     left = unmet(root)
     if left:
         raise SetupError("pip ended well, but these are still not met: %s. Delete .venv and try again."
                          % ", ".join(row[1] for row in left))
     say("Installed in %.0f s." % (time.monotonic() - begin))
-
-
-def by_hand():
-    """The pip command that somebody can type instead."""
-    return "%s -m pip install -r requirements.txt -c constraints.txt" % ("py" if os.name == "nt" else "python3")
 
 
 def run_pip(arguments):
@@ -259,22 +254,23 @@ def run_pip(arguments):
     return process.wait(), "".join(lines)
 
 
-def explain_pip(log):
-    """Why `pip install` failed, and the mend."""
+def explain_pip(log, own):
+    """Why `pip install` failed, and the mend. `own`: nothing but the course was in that environment."""
     network = ("NewConnectionError", "ConnectTimeout", "Max retries exceeded", "Temporary failure in name resolution",
                "getaddrinfo failed", "Network is unreachable", "ReadTimeout", "ProxyError", "Connection refused")
     if "No space left on device" in log or "Errno 28" in log:
         return "The disk is full. Make room (the packages need %d to 8 GB), then try again." % FREE_GB
     if "CERTIFICATE_VERIFY_FAILED" in log:
-        return ("The package index could not be trusted (certificate check failed). Behind a company's proxy, set PIP_CERT "
-                "to its certificate file; on a Mac run Install Certificates.command of your Python. Then try again.")
+        return ("The package index could not be trusted: its certificate failed the check.\nBehind a company's proxy, "
+                "set PIP_CERT to its certificate file; on a Mac run Install Certificates.command of your Python.")
     if any(sign in log for sign in network):
         return ("The package index did not answer: setting up needs a network once, everything after it is offline.\n"
                 "Connect (behind a proxy: set HTTPS_PROXY), then try again.")
-    if "No matching distribution found" in log:
+    conflict = "ResolutionImpossible" in log
+    if "No matching distribution found" in log or (conflict and own):
         return ("No package for this machine (Python %d.%d, %s). Python 3.11 to 3.13 on 64-bit Linux, Windows or an "
                 "Apple-silicon Mac has them all.\n%s" % (*sys.version_info[:2], sys.platform, tail(log)))
-    if "ResolutionImpossible" in log or "conflicting dependencies" in log:
+    if conflict:
         return ("The packages installed here do not go with those of the course. Deactivate this environment and try "
                 "again: the course then makes its own.\n" + tail(log))
     return "pip failed:\n" + tail(log)

@@ -67,7 +67,7 @@ def tiny_tokenizer():
 
 @pytest.fixture
 def tiny_lm(tiny_tokenizer):
-    """(model, tokenizer): a random two-layer Llama, 32 wide, on the CPU in eval mode; the same weights in every test."""
+    """(model, tokenizer): a random two-layer Llama, 32 wide, on the CPU in eval mode; the same weights each time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

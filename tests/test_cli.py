@@ -1,0 +1,193 @@
+"""The command line: choosing, running and summing up."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from course_lib import cli, setup_env
+
+
+@pytest.fixture(autouse=True)
+def no_setup(monkeypatch):
+    """Nothing may be installed by these tests; records the arguments that the setup was asked with."""
+    asked = []
+    monkeypatch.setattr(setup_env, "ensure", asked.append)
+    for name in ("PYTHONUTF8", "TOKENIZERS_PARALLELISM", "PYTHONPATH", "COURSE_SMOKE"):
+        monkeypatch.setenv(name, "")  # what `prepare` and `run` set is put back afterwards
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [(["rnu"], "Did you mean run"), (["docter"], "Did you mean doctor"), (["xyzzy"], "There are: doctor, run"),
+     (["run", "99_nothing"], "No notebook is called '99_nothing'")],
+)
+def test_unknown_names_get_close_matches(argv, says, capsys, monkeypatch):
+    monkeypatch.setattr("course_lib.notebooks.notebooks", lambda solutions=False: [Path("00_start_here.ipynb")])
+    assert cli.main(argv) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_wrong_command_installs_nothing(no_setup):
+    cli.main(["rnu"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--smok=3"])
+    assert stop.value.code == 2
+    assert no_setup == []
+
+
+def test_no_command_prints_the_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 0
+    assert "doctor" in capsys.readouterr().out
+
+
+def test_setup_trouble_is_said_without_a_traceback(monkeypatch, capsys):
+    def fail(argv):
+        raise setup_env.SetupError("The disk is full.")
+
+    monkeypatch.setattr(setup_env, "ensure", fail)
+    assert cli.main(["train"]) == 1
+    assert capsys.readouterr().err == "The disk is full.\n"
+
+
+def test_interruption_is_said_without_a_traceback(monkeypatch, capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup_env, "ensure", interrupt)
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
+PATHS = [Path("notebooks") / f"{name}.ipynb" for name in ("00_start_here", "01_pretraining", "02_sft")]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [([], [0, 1, 2]), (["02", "00"], [0, 2]), (["pretraining"], [1]), (["notebooks/02_sft.ipynb"], [2])],
+)
+def test_notebooks_are_selected_in_course_order(names, chosen):
+    assert cli.select(names, PATHS) == [PATHS[index] for index in chosen]
+
+
+def fake_run(errors):
+    def run(paths, out_dir, *, on_cell, on_result):
+        results = [SimpleNamespace(path=path, name=path.stem, seconds=61.2, peak_mb=812.0, error=error, ok=not error)
+                   for path, error in zip(paths, errors)]
+        for result in results:
+            on_cell(result.path, 0, 2)
+            on_result(result)
+        return results
+
+    return run
+
+
+@pytest.mark.parametrize(("errors", "code"), [(["", "", ""], 0), (["", "ValueError: no", ""], 1)])
+def test_run_prints_a_line_each_and_a_summary(errors, code, monkeypatch, capsys):
+    monkeypatch.setattr("course_lib.notebooks.notebooks", lambda solutions=False: PATHS)
+    monkeypatch.setattr("course_lib.notebooks.run", fake_run(errors))
+    assert cli.main(["run", "--smoke"]) == code
+    out = capsys.readouterr().out
+    assert "[1/3] 00_start_here: ran in 61 s" in out
+    assert ("[2/3] 01_pretraining: FAILED" in out) is bool(code)
+    assert ("ValueError: no" in out) is bool(code)
+    assert f"{3 - code} of 3 ok" in out
+    assert cli.os.environ["COURSE_SMOKE"] == "1"
+
+
+STAGES = [("quick tests", 0, {"passed": 7, "failed": 0, "skipped": 1}, 2.0),
+          ("notebooks", 0, {"passed": 5, "failed": 0, "skipped": 0}, 3.5)]
+
+
+def test_summary_of_tests_ends_like_pytest(capsys):
+    assert cli.report_stages(STAGES) == 0
+    assert capsys.readouterr().out.splitlines()[-1].strip("= ") == "12 passed, 1 skipped in 5.50s"
+
+
+@pytest.mark.parametrize(
+    ("position", "code", "counts", "result"),
+    [(1, 1, {"passed": 4, "failed": 1, "skipped": 0}, 1),  # a failed test
+     (0, 5, {"passed": 0, "failed": 0, "skipped": 0}, 1),  # no quick test was found: something is broken
+     (1, 5, {"passed": 0, "failed": 0, "skipped": 0}, 0),  # a later stage may be empty
+     (1, 2, {"passed": 0, "failed": 0, "skipped": 0}, 1)],  # pytest itself failed
+)
+def test_exit_code_of_test(position, code, counts, result):
+    stages = list(STAGES)
+    stages[position] = ("stage", code, counts, 1.0)
+    assert cli.report_stages(stages) == result
+
+
+def test_stage_counts_what_pytest_ran(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n@pytest.mark.skip\ndef test_c(): pass\n"
+        "@pytest.fixture\ndef broken(): 1 / 0\ndef test_d(broken): pass\n")
+    code, counts, seconds = cli.stage("some", ["test_it.py"], tmp_path)
+    assert (code, counts) == (1, {"passed": 1, "failed": 2, "skipped": 1})
+    assert seconds > 0
+
+
+def test_test_runs_quick_slow_and_notebook_stages(monkeypatch):
+    ran = []
+
+    def stage(name, arguments, root):
+        ran.append((name, arguments))
+        return 0, {"passed": 1, "failed": 0, "skipped": 0}, 1.0
+
+    monkeypatch.setattr(cli, "stage", stage)
+    monkeypatch.setattr("course_lib.notebooks.nbval_args", lambda: ["--nbval-lax", "00.ipynb"])
+    assert cli.main(["test"]) == 0
+    assert [name for name, _ in ran] == ["quick tests", "slow tests, claims", "notebooks"]
+    assert ran[0][1] == ["-m", "not (slow or claims or browser)"]
+    assert ran[1][1][:2] == ["-m", "slow or claims or browser"]
+    ran.clear()
+    assert cli.main(["test", "--fast"]) == 0
+    assert [name for name, _ in ran] == ["quick tests"]
+
+
+def commands(monkeypatch, returncode):
+    """The commands that would be started, in a list that grows."""
+    ran = []
+    done = SimpleNamespace(returncode=returncode)
+    monkeypatch.setattr(cli.subprocess, "run", lambda command, cwd: ran.append(command) or done)
+    return ran
+
+
+def test_other_arguments_of_test_go_to_pytest(monkeypatch):
+    ran = commands(monkeypatch, 3)
+    assert cli.main(["test", "tests/test_cli.py", "-k", "foo"]) == 3
+    assert ran == [[sys.executable, "-m", "pytest", "tests/test_cli.py", "-k", "foo"]]
+
+
+def test_lab_opens_the_course_map(monkeypatch):
+    ran = commands(monkeypatch, 0)
+    assert cli.main(["lab", "--no-browser"]) == 0
+    assert ran[0][1:3] == ["-m", "jupyterlab"]
+    assert ran[0][3].endswith(("00_start_here.ipynb", "README.md"))
+    assert ran[0][4:] == ["--no-browser"]
+
+
+def test_full_disk_is_said_without_a_traceback(monkeypatch, capsys):
+    def full(argv):
+        raise OSError(28, "the disk is full: base needs more")
+
+    monkeypatch.setattr(setup_env, "ensure", full)
+    assert cli.main(["store", "list"]) == 1
+    assert capsys.readouterr().err == "the disk is full: base needs more\n"
+
+
+def test_commands_without_a_clone_say_so(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "clone", lambda: None)
+    assert cli.main(["run"]) == 2
+    assert "in a clone of the course" in capsys.readouterr().err
+
+
+def test_version_of_the_command_line():
+    command = [sys.executable, "-m", "course_lib", "--version"]
+    done = subprocess.run(command, cwd=cli.clone(), capture_output=True, text=True)
+    assert done.stdout.startswith("course_lib ")
