@@ -180,7 +180,7 @@ def _build(recipe: Recipe, folder: Path, problem: str) -> None:
 def _full_disk(what: str) -> OSError:
     return OSError(errno.ENOSPC, (
         f"the disk is full: {what}. {root()} has {megabytes(shutil.disk_usage(root()).free)} free. Make room there "
-        f"(course_lib.store.clear() empties the store) or set COURSE_STORE to a folder on another disk"))
+        f"(`python -m course_lib store clear` empties the store) or set COURSE_STORE to a folder on another disk"))
 
 
 def _finish(recipe: Recipe, folder: Path, partial: Path, seconds: float) -> None:

@@ -194,10 +194,21 @@ with Progress("seeds", total=3, seconds=1, unit="run") as outer:
 """
 
 
+RECORD_CELL = """
+from IPython.display import DisplayHandle
+seen, update = [], DisplayHandle.update
+def record(self, data, **options):
+    seen.append(data["text/plain"])
+    update(self, data, **options)
+DisplayHandle.update = record
+"""
+
+
 def run_notebook(*cells, **environment):
     """Execute cells in a fresh kernel; returns the outputs of each."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    code = f"import os, sys\nsys.path.insert(0, {str(Path(progress.__file__).parent.parent)!r})\nos.environ.update({environment!r})"
+    top = str(Path(progress.__file__).parent.parent)
+    code = f"import os, sys\nsys.path.insert(0, {top!r})\nos.environ.update({environment!r})"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (code, *cells)])
     nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute()
     return [cell.outputs for cell in book.cells[1:]]
@@ -205,11 +216,8 @@ def run_notebook(*cells, **environment):
 
 @pytest.mark.slow
 def test_a_saved_notebook_keeps_exactly_one_line():
-    updates = "from IPython.display import DisplayHandle\nseen = []\nDisplayHandle.update = " \
-              "lambda self, obj, update=DisplayHandle.update, **kw: (seen.append(obj['text/plain']), " \
-              "update(self, obj, **kw))[1]"
     _, (output,), shown, quiet = run_notebook(
-        updates, NOTEBOOK_CELL, "print('\\n'.join(seen))",
+        RECORD_CELL, NOTEBOOK_CELL, "print('\\n'.join(seen))",
         "import os; os.environ['COURSE_QUIET'] = '1'" + NOTEBOOK_CELL, COURSE_QUIET="")
     assert output.output_type == "display_data" and [*output.data] == ["text/plain"]
     line = output.data["text/plain"]

@@ -465,39 +465,43 @@ def test_a_recipe_that_needs_itself_is_no_endless_wait():
 
 
 def start(code, *arguments):
-    """A Python process with `build` helpers at hand; it prints lines when it is somewhere."""
-    prelude = f"import sys, time\nsys.path.insert(0, {str(TOP)!r})\nfrom course_lib import store\n"
+    """A Python process that runs `code` on the store of this test."""
+    prelude = f"import os, sys, time\nsys.path.insert(0, {str(TOP)!r})\nfrom course_lib import store\n"
     return subprocess.Popen([sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-SLOW = """
+# Builds "base": writes a line to the first argument, and ends when the second is there.
+BUILD = """
     def build(folder, progress):
         with open(sys.argv[1], "a") as log:
             log.write("built\\n")
         print("building", flush=True)
-        time.sleep(float(sys.argv[2]))
+        while not os.path.exists(sys.argv[2]):
+            time.sleep(0.01)
         store.save_json(folder / "a.json", {"a": 1})
     print(store.get(store.Recipe("base", build, {"steps": 3})))
 """
 
 
-def test_two_processes_that_race_build_once(root, tmp_path):
-    racers = [start(SLOW, tmp_path / "log", 0.5) for _ in range(3)]
+def test_processes_that_race_build_once(root, tmp_path):
+    racers = [start(BUILD, tmp_path / "log", tmp_path / "go") for _ in range(3)]
+    first_lines = sorted(racer.stderr.readline() for racer in racers)
+    assert first_lines == ["base is being trained by another process: waiting for it\n"] * 2 + [
+        "base is not in the store yet: training it now\n"]
+    (tmp_path / "go").touch()
     results = [racer.communicate(timeout=60) for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0, 0]
-    assert (tmp_path / "log").read_text() == "built\n"
+    assert (tmp_path / "log").read_text() == "built\n" and names(root) == ["base"]
     assert {out.splitlines()[-1] for out, _ in results} == {str(store.path(recipe()))}
-    waited = sum("base is being trained by another process: waiting for it\n" in err for _, err in results)
-    assert waited == 2 and names(root) == ["base"]
 
 
 def test_a_killed_builder_blocks_nobody_and_leaves_nothing(root, tmp_path):
-    victim = start(SLOW, tmp_path / "log", 60)
+    victim = start(BUILD, tmp_path / "log", tmp_path / "never")
     assert victim.stdout.readline() == "building\n"
     assert store.status(recipe()) == "building"
-    waiter = start(SLOW, tmp_path / "log", 0)
-    assert "not in the store yet" not in waiter.stderr.readline()  # it waits
+    waiter = start(BUILD, tmp_path / "log", tmp_path)
+    assert waiter.stderr.readline() == "base is being trained by another process: waiting for it\n"
     os.kill(victim.pid, signal.SIGKILL)
     out, err = waiter.communicate(timeout=60)
     victim.communicate()
@@ -507,7 +511,7 @@ def test_a_killed_builder_blocks_nobody_and_leaves_nothing(root, tmp_path):
 
 
 def test_what_a_killed_builder_left_is_swept_by_the_next_build_of_anything(root, tmp_path):
-    victim = start(SLOW, tmp_path / "log", 60)
+    victim = start(BUILD, tmp_path / "log", tmp_path / "never")
     victim.stdout.readline()
     store.get(recipe(name="sft"))
     assert names(root) == ["base.partial", "sft"]  # it lives, so its folder stays
@@ -537,7 +541,7 @@ def test_a_killed_training_continues_from_its_checkpoint(root):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows delivers Ctrl-C to a whole console")
 def test_sigint_stops_a_builder_cleanly(root, tmp_path):
-    victim = start(SLOW, tmp_path / "log", 60)
+    victim = start(BUILD, tmp_path / "log", tmp_path / "never")
     victim.stdout.readline()
     victim.send_signal(signal.SIGINT)
     _, err = victim.communicate(timeout=60)
@@ -590,7 +594,7 @@ def test_clear_removes_checkpoints_and_refuses_unknown_names(root, catalogue):
 
 
 def test_clear_spares_what_is_being_built(root, catalogue, tmp_path, capsys):
-    victim = start(SLOW, tmp_path / "log", 60)
+    victim = start(BUILD, tmp_path / "log", tmp_path / "never")
     victim.stdout.readline()
     assert store.list()[0].state == "building" and store.clear() == 0
     assert names(root) == ["base.partial"]
