@@ -136,21 +136,19 @@ class ExplorerState:
         drawn, own = (1 - sum(entry[i] for entry in top) for i in (1, 2))
         others = self.log_probs.shape[-1] - len(top)
         rows = top + ([(f"{others} others", max(drawn, 0.0), max(own, 0.0))] if others > 0 else [])
-        longest = max(max(drawn, own) for _, drawn, own in rows)
-        return tag("table", *(self._bar(*entry, longest) for entry in rows), border_collapse="collapse", width="100%")
+        return tag("table", *(self._bar(*entry) for entry in rows), border_collapse="collapse", width="100%")
 
-    def _bar(self, token: str, drawn: float, own: float, longest: float) -> str:
+    def _bar(self, token: str, drawn: float, own: float) -> str:
         def strip(p: float, height: int, colour: str) -> str:
-            width = f"{100 * p / longest:.1f}%"
-            return tag("div", background=colour, height=f"{height}px", width=width, margin="1px 0", border_radius="2px")
+            return tag("div", background=colour, height=f"{height}px", width=f"{100 * p:.1f}%", margin="1px 0")
 
         cell = {"padding": "1px 8px", "background": PAPER, "color": INK, "text_align": "left", "font_family": MONO,
                 "font_size": "13px"}
-        bars = strip(drawn, 12, BLUE) + (strip(own, 4, LINE) if abs(drawn - own) > 5e-4 else "")
+        bars = strip(drawn, 12, MUTED if token.endswith(" others") else BLUE) + (strip(own, 4, LINE) if abs(drawn - own) > 5e-4 else "")
         return tag(
             "tr",
             tag("td", escape(token), width="120px", **{**cell, "text_align": "right"}),
-            tag("td", bars, **cell),
+            tag("td", tag("div", bars, background=FAINT, padding="1px 0"), **cell),
             tag("td", number(drawn), width="80px", **cell),
         )
 
@@ -162,12 +160,11 @@ class TokenExplorer(View):
         state = ExplorerState(model, tokenizer, context, **options)
         wide = ipywidgets.Layout(width="98%", max_width="780px")
         self.context = ipywidgets.Text(context, description="context", continuous_update=False, layout=wide)
+        shared = {"continuous_update": False, "style": {"description_width": "initial"}}
         self.temperature = ipywidgets.FloatSlider(
-            state.temperature, min=0, max=2, step=0.1, description="temperature", continuous_update=False
+            state.temperature, min=0, max=2, step=0.1, description="temperature", **shared
         )
-        self.top_k = ipywidgets.IntSlider(
-            state.top_k, min=0, max=50, description="top-k, 0: all", continuous_update=False
-        )
+        self.top_k = ipywidgets.IntSlider(state.top_k, min=0, max=50, description="top-k (0: all)", **shared)
         self.buttons = {name: ipywidgets.Button(description=name) for name in ("sample next", "greedy", "undo")}
         super().__init__(state, [self.context, row(self.temperature, self.top_k), row(*self.buttons.values())])
         self.context.observe(lambda change: self.act(state.type, change["new"]), names="value")

@@ -11,7 +11,7 @@ from ._html import token_text
 from ._tokens import tokenise
 from ._view import View, row, token_losses
 
-LINE_WIDTH = 76  # characters of tokens side by side
+LINE_WIDTH = 66  # characters of tokens side by side
 NOW = {"ink": PAPER, "fill": ORANGE, "edge": ORANGE}
 
 

@@ -1,0 +1,157 @@
+"""Every widget in a real JupyterLab, clicked in headless Chromium; and its picture in a saved notebook."""
+
+import copy
+
+import pytest
+
+By = pytest.importorskip("selenium.webdriver.common.by").By
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+Wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def until(driver, condition, what: str, seconds: int = 60):
+    return Wait(driver, seconds, ignored_exceptions=(IndexError, Exception)).until(lambda _: condition(), what)
+
+
+def outputs(driver) -> list:
+    return driver.find_elements(By.CSS_SELECTOR, ".jp-OutputArea-output .widget-vbox")
+
+
+def picture(output) -> str:
+    return output.find_element(By.CSS_SELECTOR, ".widget-html-content").text
+
+
+def press(output, label: str) -> None:
+    (button,) = [b for b in output.find_elements(By.TAG_NAME, "button") if b.text == label]
+    button.click()
+
+
+def slide(output, number: int, key: str) -> None:
+    output.find_elements(By.CSS_SELECTOR, ".noUi-handle")[number].send_keys(key)
+
+
+@pytest.fixture(scope="module")
+def page(lab, driver, notebook, screenshot):
+    """The scratch notebook, opened in JupyterLab and run from its menu."""
+    import nbformat
+
+    nbformat.write(notebook, lab.root / "scratch.ipynb")
+    driver.get(lab.url("scratch.ipynb"))
+    idle = "//*[contains(@class,'jp-StatusBar-TextItem')][contains(.,'| Idle')]"
+    until(driver, lambda: driver.find_element(By.XPATH, idle), "an idle kernel", 120)
+    menu = driver.find_element(By.XPATH, "//li[contains(@class,'lm-MenuBar-item')][.='Run']")
+    menu.click()
+    item = "[data-command='runmenu:run-all']"
+    until(driver, lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
+    driver.find_element(By.CSS_SELECTOR, item).click()
+    try:
+        until(driver, lambda: len(outputs(driver)) == 4 and all(map(picture, outputs(driver))), "four widgets", 120)
+    finally:
+        screenshot("page")
+    return driver
+
+
+def test_explorer(page, screenshot):
+    explorer = outputs(page)[0]
+    start = picture(explorer)
+    assert "P(next token | the text so far), temperature 1, all of" in start
+    screenshot("explorer-start", explorer)
+
+    press(explorer, "sample next")
+    until(page, lambda: picture(explorer) != start, "a sampled token")
+    sampled = picture(explorer)
+    press(explorer, "greedy")
+    until(page, lambda: picture(explorer) != sampled, "a greedy token")
+    press(explorer, "undo")
+    until(page, lambda: picture(explorer) == sampled, "one token taken back")
+
+    slide(explorer, 0, Keys.ARROW_LEFT * 5)
+    until(page, lambda: "temperature 0.5" in picture(explorer), "the temperature to fall")
+    slide(explorer, 1, Keys.ARROW_RIGHT * 4)
+    until(page, lambda: "the 4 likeliest of" in picture(explorer), "top-k to be 4")
+    screenshot("explorer-sharpened", explorer)
+
+    field = explorer.find_element(By.CSS_SELECTOR, "input[type='text']")
+    field.send_keys(Keys.CONTROL + "a")
+    field.send_keys("Where is <b>SF</b>?" + Keys.ENTER)
+    until(page, lambda: "b\n" in picture(explorer) and ">" in picture(explorer), "the typed text, its tags as text")
+    screenshot("explorer-typed", explorer)
+
+
+def test_word_by_word(page, screenshot):
+    animation = outputs(page)[1]
+    assert "Step 1 of 10. Input: SF. Target: usually." in picture(animation)
+    slide(animation, 0, Keys.ARROW_RIGHT * 3)
+    until(page, lambda: "Step 4 of 10. Input: SF usually refers to. Target: San." in picture(animation), "step 4")
+    screenshot("word-by-word-4", animation)
+    animation.find_element(By.CSS_SELECTOR, ".jupyter-widget-play button, .widget-play button").click()
+    until(page, lambda: "Step 10 of 10" in picture(animation), "the animation to play to its end")
+    screenshot("word-by-word-end", animation)
+
+
+def test_word_by_word_of_a_conversation(page, screenshot):
+    animation = outputs(page)[2]
+    assert "prompt: read, but no target" in picture(animation) and "Mean loss of the targets" in picture(animation)
+    screenshot("word-by-word-conversation", animation)
+    slide(animation, 0, Keys.HOME)
+    until(page, lambda: "part of the prompt: no loss" in picture(animation), "the first step")
+
+
+def test_loss_mask(page, screenshot):
+    mask = outputs(page)[3]
+    start = picture(mask)
+    screenshot("loss-mask", mask)
+    press(mask, "everything")
+    until(page, lambda: "as in pre-training" in picture(mask), "everything to be trained on")
+    press(mask, "answer without its end")
+    until(page, lambda: "never learns to stop" in picture(mask), "the end token left out")
+    press(mask, "answer and its end")
+    until(page, lambda: picture(mask) == start, "the first mask again")
+    assert mask.find_element(By.CSS_SELECTOR, "[title*='not trained on']")
+
+
+def executed(notebook):
+    """The notebook as it is committed: run without a front end, and no reference to a live widget."""
+    nbclient = pytest.importorskip("nbclient")
+    notebook = copy.deepcopy(notebook)
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.outputs:
+            output.data.pop("application/vnd.jupyter.widget-view+json", None)
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def saved(notebook):
+    return executed(notebook)
+
+
+def test_saved_notebook_in_jupyterlab(lab, driver, saved, screenshot):
+    """Opened and not run, by someone whose JupyterLab does not trust it yet: the pictures are there, with their colours."""
+    import nbformat
+
+    nbformat.write(saved, lab.root / "saved.ipynb")
+    driver.get(lab.url("saved.ipynb"))
+
+    def shown():
+        return driver.find_elements(By.CSS_SELECTOR, ".jp-RenderedHTMLCommon.jp-OutputArea-output")
+
+    until(driver, lambda: len(shown()) == 4, "four pictures", 120)
+    assert "Chain rule" in shown()[0].text and "trained on" in shown()[3].text
+    colours = {chip.value_of_css_property("background-color") for chip in shown()[3].find_elements(By.TAG_NAME, "span")}
+    assert "rgba(220, 235, 248, 1)" in colours
+    for i, output in enumerate(shown()):
+        screenshot(f"saved-{i}", output)
+
+
+def test_render(saved, render, tmp_path):
+    import nbformat
+
+    nbformat.write(saved, tmp_path / "saved.ipynb")
+    paths = render(tmp_path / "saved.ipynb", tmp_path / "page.png")
+    for path in paths:
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG") and int.from_bytes(data[20:24], "big") <= 2000
