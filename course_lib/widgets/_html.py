@@ -7,7 +7,7 @@ Styles are inline and layouts are tables or runs of inline blocks, so that a pic
 import math
 from html import escape
 
-INK, MUTED, LINE, FAINT, PAPER = "#1f2933", "#5f6b7a", "#c9d1da", "#eef1f4", "#ffffff"
+INK, MUTED, GREY, LINE, FAINT, PAPER = "#1f2933", "#5f6b7a", "#9aa5b1", "#c9d1da", "#eef1f4", "#ffffff"
 BLUE, BLUE_TINT = "#0b62a4", "#dcebf8"  # what is trained on, what the model produced
 ORANGE, ORANGE_TINT = "#a8480a", "#fdeadb"  # what happens now
 MONO = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"

@@ -5,7 +5,7 @@ from html import escape
 import ipywidgets
 import numpy as np
 
-from ._html import BLUE, FAINT, INK, LINE, MONO, MUTED, PAPER, TRAINED, card, chip, from_log, heading, number, signed
+from ._html import BLUE, FAINT, GREY, INK, MONO, MUTED, PAPER, TRAINED, card, chip, from_log, heading, number, signed
 from ._html import tag, token_text
 from ._view import View, next_token_log_probs, row
 
@@ -82,9 +82,15 @@ class ExplorerState:
         return sum(log_p for _, log_p in self.factors())
 
     def top(self) -> list[tuple[str, float, float]]:
-        """(token, probability after temperature and top-k, the model's own) of the likeliest tokens."""
+        """(token, probability after temperature and top-k, the model's own) of the likeliest tokens, then of the rest."""
         drawn, own = self.distribution(), np.exp(self.log_probs[-1])
-        return [(token_text(self.tokenizer, i), drawn[i], own[i]) for i in np.argsort(-own, kind="stable")[: self.bars]]
+        order = np.argsort(-own, kind="stable")
+        rows = [(token_text(self.tokenizer, i), float(drawn[i]), float(own[i])) for i in order[: self.bars]]
+        rest = order[self.bars :]
+        return rows + ([(f"{len(rest)} others", float(drawn[rest].sum()), float(own[rest].sum()))] if len(rest) else [])
+
+    def _adjusted(self) -> bool:
+        return self.temperature != 1 or 0 < self.top_k < self.log_probs.shape[-1]
 
     def _rule(self) -> str:
         kept = f"the {self.top_k} likeliest" if 0 < self.top_k < self.log_probs.shape[-1] else "all"
@@ -99,11 +105,12 @@ class ExplorerState:
         return "\n".join(lines)
 
     def html(self) -> str:
-        own = "" if self.temperature == 1 and not self.top_k else "; grey: as the model says it"
+        own = "thin grey: the model's own, at temperature 1 with all tokens" if self._adjusted() else ""
         return card(
             heading("The text so far; under each token P(token | the tokens before it)"),
             self._text_html(),
-            heading(f"P(next token | the text so far), {self._rule()}{own}"),
+            heading(f"P(next token | the text so far), {self._rule()}"),
+            tag("div", own, color=MUTED, font_size="12px") if own else "",
             self._bars_html(),
             heading("Chain rule: the probability of the text is the product of the conditionals"),
             self._chain_html(),
@@ -132,24 +139,23 @@ class ExplorerState:
                    white_space="pre-wrap", color=INK, background=PAPER)
 
     def _bars_html(self) -> str:
-        top = self.top()
-        drawn, own = (1 - sum(entry[i] for entry in top) for i in (1, 2))
-        others = self.log_probs.shape[-1] - len(top)
-        rows = top + ([(f"{others} others", max(drawn, 0.0), max(own, 0.0))] if others > 0 else [])
-        return tag("table", *(self._bar(*entry) for entry in rows), border_collapse="collapse", width="100%")
+        rows = self.top()
+        colours = [BLUE] * min(self.bars, len(rows)) + [MUTED]
+        bars = (self._bar(*entry, colour) for entry, colour in zip(rows, colours, strict=False))
+        return tag("table", *bars, border_collapse="collapse", width="100%")
 
-    def _bar(self, token: str, drawn: float, own: float) -> str:
-        def strip(p: float, height: int, colour: str) -> str:
-            return tag("div", background=colour, height=f"{height}px", width=f"{100 * p:.1f}%", margin="1px 0")
+    def _bar(self, token: str, drawn: float, own: float, colour: str) -> str:
+        """A row: the token, its bar on a scale from 0 to 1, its probability."""
+        def strip(p: float, height: int, fill: str) -> str:
+            return tag("div", background=fill, height=f"{height}px", width=f"{100 * p:.1f}%", margin="1px 0")
 
-        cell = {"padding": "1px 8px", "background": PAPER, "color": INK, "text_align": "left", "font_family": MONO,
-                "font_size": "13px"}
-        bars = strip(drawn, 12, MUTED if token.endswith(" others") else BLUE) + (strip(own, 4, LINE) if abs(drawn - own) > 5e-4 else "")
+        cell = {"padding": "1px 8px", "background": PAPER, "color": INK, "font_family": MONO, "font_size": "13px"}
+        bars = strip(drawn, 12, colour) + (strip(own, 4, GREY) if self._adjusted() else "")
         return tag(
             "tr",
-            tag("td", escape(token), width="120px", **{**cell, "text_align": "right"}),
-            tag("td", tag("div", bars, background=FAINT, padding="1px 0"), **cell),
-            tag("td", number(drawn), width="80px", **cell),
+            tag("td", escape(token), width="120px", text_align="right", **cell),
+            tag("td", tag("div", bars, background=FAINT, padding="1px 0"), text_align="left", **cell),
+            tag("td", number(drawn), width="80px", text_align="left", **cell),
         )
 
 

@@ -6,7 +6,7 @@ from html import escape
 
 import ipywidgets
 
-from ._html import INK, LINE, MONO, MUTED, ORANGE, PAPER, TRAINED, UNTRAINED, box, card, chip, number, signed, tag
+from ._html import GREY, INK, MONO, MUTED, ORANGE, PAPER, TRAINED, UNTRAINED, box, card, chip, number, signed, tag
 from ._html import token_text
 from ._tokens import tokenise
 from ._view import View, row, token_losses
@@ -51,7 +51,7 @@ class WordByWordState:
     def text(self) -> str:
         t = self.step
         read = " ".join(self.tokens[:t])
-        said = f"Step {t} of {self.steps}. Input: {read}. Target: {self.tokens[t]}"
+        said = f"Step {t} of {self.steps}. Input: “{read}”. Target: “{self.tokens[t]}”"
         said += "." if self.trained[t] else " (part of the prompt: no loss)."
         if self.losses[t] is not None:
             said += f" P(target | input) = {number(self.probabilities[t])}, loss = −ln P = {signed(self.losses[t])}."
@@ -69,7 +69,7 @@ class WordByWordState:
             lines[-1].append(t)
             width += need
         legend = chip("target now", **NOW) + chip("target", **TRAINED)
-        legend += "" if all(self.trained[1:]) else chip("prompt: read, but no target", **UNTRAINED)
+        legend += "" if all(self.trained[1:]) else chip("× prompt: read, not a target", **UNTRAINED)
         said = tag("div", escape(self.text()), margin="4px 0 0 0")
         return card(tag("div", legend, margin="0 0 8px 0"), *(self._line(columns) for columns in lines), said)
 
@@ -82,9 +82,8 @@ class WordByWordState:
             cells = (tag("td", draw(t), **cell, **style, **seen[t <= self.step]) for t in columns)
             return tag("tr", tag("td", label, **{**cell, "text_align": "right"}), *cells, background=PAPER)
 
-        def arrow(t: int, seen: bool = True) -> str:
-            colour = ORANGE if t == self.step else LINE
-            return tag("span", "↑", color=colour, font_size="16px", **({} if seen else {"visibility": "hidden"}))
+        def arrow(t: int, sign: str = "↑") -> str:
+            return tag("span", sign, color=ORANGE if t == self.step else GREY, font_size="16px")
 
         model = tag(
             "td", "language model", colspan=len(columns), color=PAPER, background=INK, border_radius="6px",
@@ -96,7 +95,7 @@ class WordByWordState:
             "table",
             chances,
             table_row("target", lambda t: box(self.tokens[t], **self._frame(t))),
-            table_row("", lambda t: arrow(t, self.trained[t])),
+            table_row("", lambda t: arrow(t, "↑" if self.trained[t] else "×")),
             tag("tr", tag("td", "", **cell), model, background=PAPER),
             table_row("", arrow),
             table_row("input", lambda t: box(self.tokens[t - 1], **({"edge": ORANGE} if t == self.step else {}))),
@@ -114,7 +113,7 @@ class WordByWord(View):
     """The animation as a widget: a step slider and a play button. See `WordByWordState` for the arguments.
 
     >>> WordByWord("SF usually refers to San Francisco").text()
-    'Step 5 of 5. Input: SF usually refers to San. Target: Francisco.'
+    'Step 5 of 5. Input: “SF usually refers to San”. Target: “Francisco”.'
     """
 
     def __init__(self, source, model=None, tokenizer=None, *, mask=None, step: int | None = None) -> None:

@@ -28,6 +28,10 @@ def press(output, label: str) -> None:
     button.click()
 
 
+def play(output) -> None:
+    output.find_element(By.CSS_SELECTOR, ".widget-play button").click()
+
+
 def slide(output, number: int, key: str) -> None:
     output.find_elements(By.CSS_SELECTOR, ".noUi-handle")[number].send_keys(key)
 
@@ -82,19 +86,21 @@ def test_explorer(page, screenshot):
 
 def test_word_by_word(page, screenshot):
     animation = outputs(page)[1]
-    assert "Step 1 of 10. Input: SF. Target: usually." in picture(animation)
+    assert "Step 1 of 10. Input: “SF”. Target: “usually”." in picture(animation)
     slide(animation, 0, Keys.ARROW_RIGHT * 3)
-    until(page, lambda: "Step 4 of 10. Input: SF usually refers to. Target: San." in picture(animation), "step 4")
+    until(page, lambda: "Step 4 of 10. Input: “SF usually refers to”. Target: “San”." in picture(animation), "step 4")
     screenshot("word-by-word-4", animation)
-    animation.find_element(By.CSS_SELECTOR, ".jupyter-widget-play button, .widget-play button").click()
+    play(animation)
     until(page, lambda: "Step 10 of 10" in picture(animation), "the animation to play to its end")
     screenshot("word-by-word-end", animation)
 
 
 def test_word_by_word_of_a_conversation(page, screenshot):
     animation = outputs(page)[2]
-    assert "prompt: read, but no target" in picture(animation) and "Mean loss of the targets" in picture(animation)
+    assert "× prompt: read, not a target" in picture(animation) and "Mean loss of the targets" in picture(animation)
     screenshot("word-by-word-conversation", animation)
+    play(animation)  # from the last step it begins again
+    until(page, lambda: "Step 22" not in picture(animation), "the animation to begin again")
     slide(animation, 0, Keys.HOME)
     until(page, lambda: "part of the prompt: no loss" in picture(animation), "the first step")
 

@@ -20,7 +20,7 @@ def hidden(html: str) -> str:
 def test_the_target_is_the_next_word():
     """Pitfall 1: input and target are the same text, shifted by one."""
     state = WordByWordState(DECK, step=3)
-    assert state.text() == "Step 3 of 10. Input: SF usually refers. Target: to."
+    assert state.text() == "Step 3 of 10. Input: “SF usually refers”. Target: “to”."
 
 
 def test_what_is_still_to_come_is_unseen():
@@ -56,7 +56,7 @@ def test_in_a_conversation_the_prompt_is_no_target(model, tiny_tokenizer, messag
     assert state.mean_loss() == pytest.approx(sum(state.losses[-3:]) / 3)
     state.go(3)
     assert "part of the prompt: no loss" in state.text() and state.mean_loss() is None
-    assert "prompt: read, but no target" in state.html()
+    assert "× prompt: read, not a target" in state.html()
 
 
 def test_a_mask_of_ones_own():
