@@ -113,6 +113,16 @@ def test_the_first_of_several_matching_mistakes_counts():
     assert grade(twice, wrong).mistake == "padding counted"
 
 
+def test_a_mistake_must_agree_in_gradients_and_in_the_input_it_changes():
+    wrong_gradient = grade(EXERCISE, lambda x, mask: masked_mean(x.detach() + 0.0 * x, mask))
+    assert "gradient is not" in wrong_gradient.message
+    assert wrong_gradient.mistake is None
+    minus = ("minus", "Wrong sign.", lambda x: -2 * x)
+    in_place = ("minus in place", "Wrong sign, and it changes x.", lambda x: x.mul_(-2))
+    double = Exercise("double", lambda x: 2 * x, [lambda: (torch.ones(2),)], [minus, in_place])
+    assert grade(double, lambda x: x.mul_(-2)).mistake == "minus in place"
+
+
 def test_a_mistake_must_agree_on_all_cases():
     """x.mean() equals the mistake "padding counted" on the first case only, which has no padding."""
     assert grade(EXERCISE, lambda x, mask: x.mean(-1)).mistake is None

@@ -73,10 +73,18 @@ def test_figures_are_inline_whatever_backend_the_caller_uses(sample):
 def test_outputs_are_clean(sample, build):
     cell = read(sample.folder).cells[4]
     assert "<object object at 0x...>\n" in text(cell)
-    assert text(cell).endswith("done\nnext\n")
+    assert text(cell).endswith("True\ndone\nnext\n")
     assert [output.get("data") for output in cell.outputs if "data" in output] == [
         {"text/plain": "(an interactive part: run this cell to use it)"}
     ]
+
+
+def test_pitfall_pieces_of_a_stream_are_joined_and_progress_lines_end_in_their_last_state(build):
+    names = ["stdout", "stdout", "stdout", "stderr", "stdout"]
+    pieces = zip(names, ["a 1 %", "\ra 99 %", "\ra done\n", "x", "b\r\n"])
+    merged = build._merge([nbformat.v4.new_output("stream", name=name, text=piece) for name, piece in pieces])
+    assert [output.name for output in merged] == ["stdout", "stderr", "stdout"]
+    assert [output.text for output in merged] == ["a done\n", "x", "b\n"]
 
 
 def test_paths_and_addresses_are_shortened(build):
