@@ -36,10 +36,11 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def position_kwargs(model: nn.Module, positions: Tensor) -> dict[str, Tensor]:
-    """`position_ids=positions` for a model that takes them; some derive them from the attention mask instead."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a PEFT wrapper
-    return {"position_ids": positions} if "position_ids" in inspect.signature(base.forward).parameters else {}
+def accepted(model: nn.Module, **arguments) -> dict:
+    """Those of the arguments that the model's forward names: some models take positions from the mask, for example."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT wraps the model
+    names = inspect.signature(base.forward).parameters
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def token_logprobs(
@@ -64,9 +65,8 @@ def token_logprobs(
 
     hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
     try:
-        logits = model(  # (n, vocab)
-            input_ids=ids, attention_mask=mask.long(), use_cache=False, **position_kwargs(model, position_ids(mask))
-        ).logits
+        positions = accepted(model, position_ids=position_ids(mask))
+        logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions).logits  # (n, vocab)
     finally:
         hook.remove()
     chosen = -F.cross_entropy(logits.float() / temperature, ids[:, 1:][wanted], reduction="none")  # (n,)

@@ -1,40 +1,42 @@
 """The rollout engine: prompts in; completions, masks and the log-probs of the sampled tokens out.
 
-Each prompt is read once (prefill), its key/value cache is shared out to its G samples, then one token is drawn per
-row and step. Rows that have ended are dropped from the batch. Two decoders do the step: `LlamaDecoder` is a Llama
-step written out and stripped of everything that is not arithmetic, `HFDecoder` calls the forward pass of any Hugging
-Face causal LM. What is left out: beam search, repetition penalties, constrained decoding, encoder-decoder models.
+Each prompt is read once (prefill), its key/value cache is copied to its G samples, then one token is drawn per row
+and step; rows that have ended are dropped. Two decoders make the step: `LlamaDecoder` is a Llama forward pass for
+a single token, written out; `HFDecoder` calls the forward pass of any Hugging Face causal LM that keeps a cache.
+Left out: beam search, repetition penalties, constrained decoding, encoder-decoder models, a cache in pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from course_lib.lm.logprobs import eval_mode, position_ids, position_kwargs
+from course_lib.lm.logprobs import accepted, eval_mode, position_ids
 
 
 @dataclass
 class Rollouts:
-    """N = prompts * samples_per_prompt completions, prompt-major: row i belongs to prompt i // samples_per_prompt."""
+    """N = number of prompts * samples_per_prompt completions; row i belongs to prompt i // samples_per_prompt."""
 
     prompt_ids: Tensor  # (N, P) left-padded
     prompt_mask: Tensor  # (N, P) bool
     completion_ids: Tensor  # (N, T) right-padded; T is the longest completion
     completion_mask: Tensor  # (N, T) bool, True up to and including EOS
-    logprobs: Tensor  # (N, T) float32 under the distribution the token was SAMPLED from, 0 where masked
+    logprobs: Tensor  # (N, T) float32, under the distribution each token was SAMPLED from; 0 where masked
     finished: Tensor  # (N,) bool: ended by EOS or a stop string; False = truncated
     group: Tensor  # (N,) long, index of the prompt
-    texts: list[str]  # decoded completions without special tokens, EOS or stop string
+    texts: list[str]  # decoded completions without special tokens and without the stop string
 
 
 def sample(
     model: nn.Module,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str] | Sequence[list[dict]] | Sequence[list[int]],
     *,
     max_new_tokens: int,
@@ -46,214 +48,299 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
 ) -> Rollouts:
-    """Sample completions.
+    """Sample completions of each prompt; dropout is off meanwhile, gradients are not recorded.
 
-    prompts: a string is continued as raw text after BOS (never through the chat template), a list of messages goes
-        through the chat template with the generation prompt, a list of token ids is used as it is.
-    max_new_tokens: a row stops earlier, unfinished, where the model's context is full. A prompt that leaves no room
-        for a single token is a ValueError.
-    temperature: divides the logits; 0 is greedy, where every sampled token has probability 1, log-prob 0.
-    top_k, top_p: keep the k most likely tokens (0: all), then the fewest whose mass reaches p. `logprobs` are those
-        of the truncated, renormalised distribution: for a KL divergence use `completion_logprobs` on both sides.
-    stop: a completion ends with the token that completes one of these strings; `texts` leaves the string out.
-    seed: with the same seed row i gets the same random numbers whatever the batch size, the device or the other
-        rows. Logits of different batch shapes agree to rounding, so do the texts: always in practice in float32,
-        not in bfloat16.
-    batch_size: rows decoded at once; at least the samples of one prompt.
+    prompts: a string is continued as raw text after BOS, never through the chat template; a list of messages goes
+        through the chat template with the generation prompt; a list of token ids is used as it is.
+    max_new_tokens: a row stops earlier, unfinished, where the model's context is full.
+    temperature: divides the logits. 0 is greedy: every chosen token has probability 1, log-prob 0.
+    top_k, top_p: keep the k most likely tokens (0: all), then the fewest whose mass reaches p. `logprobs` are then
+        those of the truncated distribution; a KL divergence needs `completion_logprobs` of both models instead.
+    stop: a completion ends with the token that completes one of these strings.
+    seed: row i and step t have their own random number, a function of (seed, i, t) alone: same seed, same texts,
+        whatever the batch size. (Up to rounding of the logits, which is felt in bfloat16, not in float32.)
+    batch_size: rows decoded together; never less than the samples of one prompt.
+
+    Raises ValueError for an argument out of range, an empty prompt, or a prompt that fills the model's context.
     """
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError("prompts must be a non-empty list: of strings, of message lists or of token-id lists")
-    if max_new_tokens < 1 or samples_per_prompt < 1 or batch_size < 1:
-        raise ValueError("max_new_tokens, samples_per_prompt and batch_size must be at least 1")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
-    if top_k < 0 or top_k != int(top_k):
-        raise ValueError(f"top_k must be 0 (off) or a positive integer, got {top_k}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    if isinstance(stop, str) or "" in stop:
-        raise ValueError("stop must be a list of non-empty strings")
-
+    _check(prompts, max_new_tokens, temperature, top_k, top_p, samples_per_prompt, stop, batch_size)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
     for i, ids in enumerate(encoded):
         if not ids:
-            raise ValueError(f"prompt {i} is empty: give it at least one token")
-        if len(ids) >= context:
+            raise ValueError(f"prompt {i} is empty: give at least one token to continue from")
+        if context and len(ids) >= context:
             raise ValueError(
-                f"prompt {i} has {len(ids)} tokens, but the model's context is {context}: shorten it to at most "
-                f"{context - 1} tokens, or use a model with a longer context"
+                f"prompt {i} has {len(ids)} tokens, which leaves no room in the model's context of {context}: "
+                f"shorten it to at most {context - 1} tokens or use a model with a longer context"
             )
 
-    device = model.device
+    device, n = model.device, len(encoded) * samples_per_prompt
     eos = _eos_ids(model, tokenizer)
-    pad = next(i for i in (tokenizer.pad_token_id, *eos, 0) if i is not None)
-    group = torch.arange(len(encoded), device=device).repeat_interleave(samples_per_prompt)  # (N,)
-    width = max(map(len, encoded))
-    prompt_ids = torch.full((len(encoded), width), pad, device=device)  # (prompts, P)
-    prompt_mask = torch.zeros_like(prompt_ids, dtype=torch.bool)  # (prompts, P)
-    for i, ids in enumerate(encoded):
-        prompt_ids[i, width - len(ids) :] = torch.tensor(ids, device=device)
-        prompt_mask[i, width - len(ids) :] = True
-
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or [0])[0]
+    lengths = torch.tensor([len(ids) for ids in encoded])  # (B,)
+    room = (context - lengths).clamp(max=max_new_tokens) if context else torch.full_like(lengths, max_new_tokens)
+    width, steps = int(lengths.max()), int(room.max())
+    prompt_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in encoded])  # (B, P)
+    prompt_mask = torch.arange(width) >= width - lengths[:, None]  # (B, P)
+    group = torch.arange(len(encoded)).repeat_interleave(samples_per_prompt)  # (N,)
     out = Rollouts(
-        prompt_ids=prompt_ids[group],
-        prompt_mask=prompt_mask[group],
-        completion_ids=torch.full((len(group), max_new_tokens), pad, device=device),
-        completion_mask=torch.zeros((len(group), max_new_tokens), dtype=torch.bool, device=device),
-        logprobs=torch.zeros((len(group), max_new_tokens), device=device),
-        finished=torch.zeros(len(group), dtype=torch.bool, device=device),
-        group=group,
+        prompt_ids=prompt_ids[group].to(device),
+        prompt_mask=prompt_mask[group].to(device),
+        completion_ids=torch.full((n, steps), pad, device=device),
+        completion_mask=torch.zeros((n, steps), dtype=torch.bool, device=device),
+        logprobs=torch.zeros((n, steps), device=device),
+        finished=torch.zeros(n, dtype=torch.bool, device=device),
+        group=group.to(device),
         texts=[],
     )
-    draw = _Draw(temperature, top_k, top_p)
-    prompts_at_once = max(1, batch_size // samples_per_prompt)
-    with torch.no_grad(), eval_mode(model):  # no_grad, not inference_mode: the caller may train on what comes out
-        for first in range(0, len(encoded), prompts_at_once):
-            chunk = slice(first, first + prompts_at_once)
-            left = width - max(map(len, encoded[chunk]))  # columns that are padding in the whole chunk
-            _decode(model, tokenizer, prompt_ids[chunk, left:], prompt_mask[chunk, left:],
-                    first, samples_per_prompt, context, draw, seed, eos, tuple(stop), out)  # fmt: skip
+    room = room[group].to(device)  # (N,) tokens that each row may still take
+    draw = partial(draw_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    ends = partial(_ends, tokenizer=tokenizer, eos=torch.tensor(eos, dtype=torch.long, device=device), stop=stop)
+    rows_at_once = max(1, batch_size // samples_per_prompt) * samples_per_prompt
+    with torch.no_grad(), eval_mode(model):  # not inference_mode: the caller may compute gradients from the results
+        for rows in torch.arange(n, device=device).split(rows_at_once):
+            _decode(model, out, rows, samples_per_prompt, uniforms(seed, rows, steps), room[rows], draw, ends)
+
     longest = int(out.completion_mask.sum(-1).max())
-    out.completion_ids, out.completion_mask, out.logprobs = (
-        x[:, :longest].contiguous() for x in (out.completion_ids, out.completion_mask, out.logprobs)
-    )
-    out.texts = [
-        _text(tokenizer, ids[mask].tolist(), stop)
-        for ids, mask in zip(out.completion_ids.cpu(), out.completion_mask.cpu())
-    ]
+    out.completion_ids = out.completion_ids[:, :longest].contiguous()
+    out.completion_mask = out.completion_mask[:, :longest].contiguous()
+    out.logprobs = out.logprobs[:, :longest].contiguous()
+    completions = [ids[mask].tolist() for ids, mask in zip(out.completion_ids.cpu(), out.completion_mask.cpu())]
+    out.texts = [_before(tokenizer.decode(ids, skip_special_tokens=True), stop) for ids in completions]
     return out
 
 
-def _decode(model, tokenizer, ids, mask, first, samples, context, draw, seed, eos, stop, out: Rollouts) -> None:
-    """Fill the rows of `out` that belong to the prompts `ids`, `mask` (both (B, P)), which start at prompt `first`."""
-    steps, device = out.completion_ids.shape[1], ids.device
-    width = ids.shape[1]
+def _decode(model: nn.Module, out: Rollouts, rows: Tensor, samples: int, noise: Tensor, room: Tensor,
+            draw: Callable, ends: Callable) -> None:  # fmt: skip
+    """Fill these rows of `out`: `rows` (R,) come in groups of `samples`; noise: (R, T) in [0, 1); room: (R,)."""
+    mask = out.prompt_mask[rows[::samples]]  # (B, P) one row per prompt
+    used = mask.any(0)  # (P,) the columns that are not padding in all of them
+    ids, mask = out.prompt_ids[rows[::samples]][:, used], mask[:, used]  # (B, P')
     prefill = model(
-        input_ids=ids, attention_mask=mask.long(), use_cache=True, **position_kwargs(model, position_ids(mask))
+        input_ids=ids,
+        attention_mask=mask.long(),
+        use_cache=True,
+        **accepted(model, position_ids=position_ids(mask), logits_to_keep=1),
     )
-    fan_out = torch.arange(len(ids), device=device).repeat_interleave(samples)  # (R,) the prompt of each live row
-    rows = torch.arange(len(fan_out), device=device) + first * samples  # (R,) the live rows of `out`
-    noise = uniforms(seed, rows, steps)  # (R, steps)
-    length = mask.sum(-1)[fan_out]  # (R,) tokens so far
-    limit = (length + steps).clamp(max=context) if context != float("inf") else length + steps  # (R,)
-    live = torch.ones_like(rows, dtype=torch.bool)  # (R,)
-    eos = torch.tensor(eos, dtype=torch.long, device=device)
-    tail = max((len(s.encode()) for s in stop), default=0) + 8  # tokens that surely hold a stop string
-    decoder_type = LlamaDecoder if LlamaDecoder.supports(model) else HFDecoder
-    decoder = decoder_type(model, prefill.past_key_values, mask, fan_out, steps)
-    logits = prefill.logits[:, -1][fan_out]  # (R, vocab)
-
-    for step in range(steps):
+    owner = torch.arange(len(ids), device=ids.device).repeat_interleave(samples)  # (R,) each row's prompt
+    decoder = (LlamaDecoder if LlamaDecoder.fits(model) else HFDecoder)(model, prefill.past_key_values, mask, owner,
+                                                                        noise.shape[1])  # fmt: skip
+    logits = prefill.logits[owner, -1]  # (R, vocab)
+    if logits.isnan().any():
+        raise ValueError("the model's logits are NaN: its training has diverged, load an earlier checkpoint")
+    positions = mask.sum(-1)[owner]  # (R,) of the next token
+    live = torch.ones_like(rows, dtype=torch.bool)  # (R,) rows that have not ended
+    for step in range(noise.shape[1]):
         tokens, logprobs = draw(logits, noise[:, step])  # (R,), (R,)
-        target = rows[live]
-        out.completion_ids[target, step] = tokens[live]
-        out.completion_mask[target, step] = True
-        out.logprobs[target, step] = logprobs[live]
-        length = length + live
-        finished = torch.isin(tokens, eos)  # (R,)
-        if stop:
-            texts = tokenizer.batch_decode(out.completion_ids[rows, max(0, step + 1 - tail) : step + 1])
-            finished |= torch.tensor([any(s in text for s in stop) for text in texts], device=device)
-        out.finished[rows] |= finished & live
-        live = live & ~finished & (length < limit)
-        n_live = int(live.sum())
-        if n_live == 0 or step == steps - 1:
+        out.completion_ids[rows, step] = torch.where(live, tokens, out.completion_ids[rows, step])
+        out.completion_mask[rows, step] = live
+        out.logprobs[rows, step] = torch.where(live, logprobs, 0)
+        finished = live & ends(out.completion_ids[rows, : step + 1])  # (R,)
+        out.finished[rows] |= finished
+        live = live & ~finished & (step + 1 < room)
+        remaining = int(live.sum())  # the only wait for the device
+        if remaining == 0:
             return
-        if n_live <= 0.75 * len(live):
+        if remaining <= 0.75 * len(live):  # dropping copies the cache: wait until it pays
             keep = live.nonzero()[:, 0]
             decoder.select(keep)
-            rows, noise, length, limit, live, tokens = (
-                x[keep] for x in (rows, noise, length, limit, live, tokens)
+            rows, noise, room, positions, live, tokens = (
+                x[keep] for x in (rows, noise, room, positions, live, tokens)
             )
-        logits = decoder.step(tokens, length - 1)
+        logits = decoder.step(tokens, positions)
+        positions = positions + live  # a row that has ended stays where it is, inside the context
 
 
 class HFDecoder:
-    """One token per row through the forward pass of any causal LM that keeps a `past_key_values` cache."""
+    """One more token per row, through the forward pass of any causal LM that keeps `past_key_values`."""
 
-    def __init__(self, model, cache, mask: Tensor, rows: Tensor, steps: int):
-        self.model, self.cache, self.mask = model, cache, mask
-        self.select(rows)
+    def __init__(self, model: nn.Module, cache, mask: Tensor, owner: Tensor, steps: int):
+        self.model, self.cache, self.mask = model, cache, mask  # mask: (B, P)
+        self.select(owner)
 
     def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch; an index may occur several times."""
         self.cache.reorder_cache(rows)
         self.mask = self.mask[rows]
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions: (R,) -> logits of the next token (R, vocab)."""
         self.mask = F.pad(self.mask, (0, 1), value=True)  # (R, S)
         return self.model(
             input_ids=tokens[:, None],
             attention_mask=self.mask.long(),
             past_key_values=self.cache,
             use_cache=True,
-            **position_kwargs(self.model, positions[:, None]),
+            **accepted(self.model, position_ids=positions[:, None]),
         ).logits[:, -1]
 
 
-class LlamaDecoder(HFDecoder):
+class LlamaDecoder:
+    """The same for a plain Llama, without what costs more than the arithmetic in a small model.
+
+    Weights that read the same input are joined, the cache is allocated once, and keys are stored transposed.
+    Under autocast the joined weights are in autocast's precision, the residual stream is not: as in the model.
+    """
+
     @staticmethod
-    def supports(model) -> bool:
-        return False
+    def fits(model: nn.Module) -> bool:
+        """Whether `model` computes what `step` does: no adapter, quantisation, bias, hook, scaled rotary."""
+        plain = (LlamaForCausalLM.__module__, "torch.nn.modules.", "transformers.activations")
+        modules = list(model.modules())
+        hooks = [h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+        return (
+            type(model) is LlamaForCausalLM
+            and all(type(m).__module__.startswith(plain) for m in modules)
+            and all(getattr(h, "__module__", "").startswith("transformers.") for h in hooks)  # they only record outputs
+            and all(p.device == model.device for p in model.parameters())
+            and model.model.rotary_emb.rope_type == "default"
+            and model.config.hidden_act == "silu"
+            and not (model.config.attention_bias or model.config.mlp_bias)
+        )
+
+    def __init__(self, model: LlamaForCausalLM, cache, mask: Tensor, owner: Tensor, steps: int):
+        config, body, device = model.config, model.model, model.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else model.dtype
+        self.layers = [
+            (
+                layer.input_layernorm.weight,  # (hidden,)
+                torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]).to(dtype),
+                attention.o_proj.weight.to(dtype),  # (hidden, H d); the line above: ((H + 2K) d, hidden)
+                layer.post_attention_layernorm.weight,  # (hidden,)
+                torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]).to(dtype),  # (2 ffn, hidden)
+                layer.mlp.down_proj.weight.to(dtype),  # (hidden, ffn)
+            )
+            for layer in body.layers
+            for attention in [layer.self_attn]
+        ]
+        self.embed, self.head = body.embed_tokens.weight, model.lm_head.weight.to(dtype)  # (vocab, hidden)
+        self.final_norm, self.eps = body.norm.weight, config.rms_norm_eps
+        self.d, self.scale = body.layers[0].self_attn.head_dim, body.layers[0].self_attn.scaling
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads  # H, K
+
+        self.end = mask.shape[1]  # cache slots in use
+        slots = self.end + steps  # S
+        cos, sin = body.rotary_emb(self.embed, torch.arange(slots, device=device)[None])  # (1, S, d)
+        sign = torch.ones_like(sin)
+        sign[..., : self.d // 2] = -1  # (x1, x2) turns into (x1 cos - x2 sin, x2 cos + x1 sin)
+        self.cos, self.sin = cos[0], (sign * sin)[0]  # (S, d)
+        blocked = F.pad(~mask, (0, steps))[owner, None, None]  # (R, 1, 1, S)
+        self.bias = torch.zeros(blocked.shape, device=device).masked_fill(blocked, -torch.inf)  # added to the scores
+        shape = (len(self.layers), len(owner), self.kv_heads)
+        self.keys = torch.empty(*shape, self.d, slots, dtype=dtype, device=device)  # (layers, R, K, d, S)
+        self.values = torch.empty(*shape, slots, self.d, dtype=dtype, device=device)  # (layers, R, K, S, d)
+        for keys, values, layer in zip(self.keys, self.values, cache.layers):
+            keys[..., : self.end] = layer.keys.transpose(-1, -2)[owner]
+            values[:, :, : self.end] = layer.values[owner]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch."""
+        self.keys, self.values, self.bias = self.keys[:, rows], self.values[:, rows], self.bias[rows]
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions: (R,) -> logits of the next token (R, vocab)."""
+        rows, new, self.end = len(tokens), self.end, self.end + 1
+        x = self.embed[tokens]  # (R, hidden)
+        cos, sin = self.cos[positions, None].to(self.keys.dtype), self.sin[positions, None].to(self.keys.dtype)
+        for keys, values, (norm1, qkv, out, norm2, gate_up, down) in zip(self.keys, self.values, self.layers):
+            heads = F.linear(self._norm(x, norm1), qkv).view(rows, -1, self.d)  # (R, H + 2K, d)
+            turned, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
+            turned = torch.addcmul(turned * cos, turned.roll(self.d // 2, -1), sin)  # (R, H + K, d)
+            q, k = turned.split([self.heads, self.kv_heads], 1)  # (R, H, d), (R, K, d)
+            keys[..., new], values[:, :, new] = k, v
+            q = q.reshape(rows, self.kv_heads, -1, self.d)  # (R, K, H/K, d)
+            scores = torch.add(self.bias[..., : self.end], q @ keys[..., : self.end], alpha=self.scale)
+            weights = scores.softmax(-1).to(values.dtype)  # (R, K, H/K, S) over the slots in use
+            x = x + F.linear((weights @ values[:, :, : self.end]).view(rows, -1), out)  # (R, hidden)
+            gate, up = F.linear(self._norm(x, norm2), gate_up).chunk(2, -1)  # (R, ffn) each
+            x = x + F.linear(F.silu(gate) * up, down)  # (R, hidden)
+        return F.linear(self._norm(x, self.final_norm), self.head)  # (R, vocab)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.eps).to(self.keys.dtype)
 
 
-class _Draw:
-    def __init__(self, temperature: float, top_k: int, top_p: float):
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-
-    def __call__(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """One token per row by inverting the cumulative distribution at u: (R, V), (R,) -> tokens (R,), logprobs (R,)."""
-        if self.temperature == 0:
-            return logits.argmax(-1), torch.zeros_like(u)
-        probs = (logits.float() / self.temperature).softmax(-1)  # (R, V)
-        order = None
-        if self.top_k or self.top_p < 1:
-            probs, order = probs.topk(min(self.top_k or probs.shape[-1], probs.shape[-1]))  # (R, K) most likely first
-            probs = probs / probs.sum(-1, keepdim=True)
-            mass_before = probs.cumsum(-1) - probs  # (R, K) of the more likely tokens
-            probs = probs.masked_fill(mass_before >= self.top_p, 0)
-            probs = probs / probs.sum(-1, keepdim=True)
-        cdf = probs.cumsum(-1)  # (R, K)
-        choice = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)  # (R, 1) first with cdf > u * total
-        logprobs = probs.gather(-1, choice).log()[:, 0]
-        tokens = choice if order is None else order.gather(-1, choice)
-        return tokens[:, 0], logprobs
+def draw_tokens(logits: Tensor, u: Tensor, *, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Invert the cumulative distribution at u in [0, 1): (R, vocab), (R,) -> tokens (R,), their log-probs (R,)."""
+    if temperature == 0:
+        return logits.argmax(-1), torch.zeros_like(u)
+    probs = (logits.float() / temperature).softmax(-1)  # (R, V)
+    order = None
+    if top_k or top_p < 1:
+        probs, order = probs.topk(min(top_k or probs.shape[-1], probs.shape[-1]))  # (R, C) most likely first
+        probs = probs / probs.sum(-1, keepdim=True)
+        before = probs.cumsum(-1) - probs  # (R, C) mass of the more likely tokens
+        probs = probs.masked_fill(before >= top_p, 0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    cdf = probs.cumsum(-1)  # (R, C)
+    index = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)  # (R, 1) the first with cdf > u * total
+    tokens = index if order is None else order.gather(-1, index)
+    return tokens[:, 0], probs.gather(-1, index)[:, 0].log()
 
 
 def uniforms(seed: int, rows: Tensor, steps: int) -> Tensor:
-    """Numbers in [0, 1) that are a function of (seed, row, step) alone: (R,) -> (R, steps) float32.
+    """Numbers in [0, 1) that depend on (seed, row, step) alone: (R,) -> (R, steps) float32.
 
-    A counter through the SplitMix64 finaliser (Steele, Lea & Flood 2014); the top 23 bits, so that u * total < total.
+    SplitMix64's mixing function (Steele, Lea and Flood 2014) on a counter. 23 bits, so that u * total < total always.
     """
-    seed_ = torch.tensor(seed % 2**63, device=rows.device)
-    x = _mix(_mix(_mix(seed_) + rows[:, None]) + torch.arange(steps, device=rows.device))  # (R, steps) int64
-    return ((x >> 41) & (2**23 - 1)).float() / 2**23
+
+    def mix(x: Tensor) -> Tensor:  # int64 wraps around; the constants are unsigned in the paper, >> needs the mask
+        x = x + (0x9E3779B97F4A7C15 - 2**64)
+        x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+        x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+        return x ^ ((x >> 31) & (2**33 - 1))
+
+    start = torch.tensor(seed % 2**63, device=rows.device)
+    bits = mix(mix(mix(start) + rows[:, None]) + torch.arange(steps, device=rows.device))  # (R, steps) int64
+    return ((bits >> 41) & (2**23 - 1)).float() / 2**23
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = x + (0x9E3779B97F4A7C15 - 2**64)  # int64 arithmetic wraps around; constants are written as signed
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)  # the mask makes >> a logical shift
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
-    return x ^ ((x >> 31) & (2**33 - 1))
+def _ends(ids: Tensor, *, tokenizer: PreTrainedTokenizerBase, eos: Tensor, stop: Sequence[str]) -> Tensor:
+    """Whether the last token ends the row, as EOS or by completing a stop string: (R, t) -> (R,) bool."""
+    ended = torch.isin(ids[:, -1], eos)
+    if stop:
+        tail = 1 + max(len(s.encode()) for s in stop)  # tokens have at least one byte each
+        texts = tokenizer.batch_decode(ids[:, -tail:])
+        ended |= torch.tensor([_before(text, stop) != text for text in texts], device=ids.device)
+    return ended
 
 
-def _encode(tokenizer, prompt) -> list[int]:
+def _before(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first stop string in it."""
+    return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict] | list[int]) -> list[int]:
     if isinstance(prompt, str):
         ids, bos = tokenizer(prompt, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]  # never two
     if len(prompt) and isinstance(prompt[0], dict):
         if not tokenizer.chat_template:
-            raise ValueError("messages need a tokenizer with a chat template; give a string or token ids instead")
+            raise ValueError("messages need a tokenizer with a chat template; give strings or token ids instead")
         return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return [int(i) for i in prompt]
+    return [int(token) for token in prompt]
 
 
-def _eos_ids(model, tokenizer) -> list[int]:
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    ids = ids if isinstance(ids, (list, tuple)) else [ids]
-    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
+def _eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = getattr(model.generation_config, "eos_token_id", None)  # chat models may have several
+    ids = ids if isinstance(ids, list) else [ids]
+    return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None})
 
 
-def _text(tokenizer, ids: list[int], stop: Sequence[str]) -> str:
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+def _check(prompts, max_new_tokens, temperature, top_k, top_p, samples_per_prompt, stop, batch_size) -> None:
+    if isinstance(prompts, str) or len(prompts) == 0:
+        raise ValueError("prompts must be a non-empty list of strings, of message lists or of token-id lists")
+    if isinstance(prompts[0], dict):
+        raise ValueError("prompts is a single conversation: wrap it in a list")
+    if min(max_new_tokens, samples_per_prompt, batch_size) < 1:
+        raise ValueError("max_new_tokens, samples_per_prompt and batch_size must be at least 1")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
+    if top_k < 0 or top_k != int(top_k):
+        raise ValueError(f"top_k must be 0 (all tokens) or a positive integer, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1 (all tokens), got {top_p}")
+    if isinstance(stop, str) or "" in stop:
+        raise ValueError("stop must be a list of non-empty strings")
