@@ -1,0 +1,1 @@
+"""Rewards: how good an answer is, by rule or by rubric."""
