@@ -256,8 +256,10 @@ def lab(options, argv):
     if setup_env.hosted():
         raise UsageError("%s is the notebook already: open notebooks/00_start_here.ipynb in it." % setup_env.hosted())
     prepare(argv)
-    first = root / "notebooks" / "00_start_here.ipynb"
-    command = [sys.executable, "-m", "jupyterlab", str(first if first.is_file() else root / "README.md")]
+    first = "notebooks/00_start_here.ipynb"
+    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.root_dir=%s" % root]
+    if (root / first).is_file():
+        command.append("--LabApp.default_url=/lab/tree/" + first)
     return subprocess.run(command + options.rest, cwd=str(root)).returncode
 
 

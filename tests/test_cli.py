@@ -164,12 +164,14 @@ def test_other_arguments_of_test_go_to_pytest(monkeypatch):
     assert ran == [[sys.executable, "-m", "pytest", "tests/test_cli.py", "-k", "foo"]]
 
 
-def test_lab_opens_the_course_map(monkeypatch):
+def test_lab_opens_the_course_map(monkeypatch, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_start_here.ipynb").touch()
+    monkeypatch.setattr(cli, "clone", lambda: tmp_path)
     ran = commands(monkeypatch, 0)
     assert cli.main(["lab", "--no-browser"]) == 0
-    assert ran[0][1:3] == ["-m", "jupyterlab"]
-    assert ran[0][3].endswith(("00_start_here.ipynb", "README.md"))
-    assert ran[0][4:] == ["--no-browser"]
+    assert ran[0][1:] == ["-m", "jupyterlab", f"--ServerApp.root_dir={tmp_path}",
+                          "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb", "--no-browser"]
 
 
 def test_full_disk_is_said_without_a_traceback(monkeypatch, capsys):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -162,11 +163,25 @@ def test_conflict_in_an_active_environment_is_explained(machine):
 
 
 def test_missing_venv_module_is_explained(machine, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, stdout="It was not created: ensurepip is not available", stderr="")
-    monkeypatch.setattr(setup_env.subprocess, "run", lambda *args, **kwargs: failed)
+    def run(command, **kwargs):
+        (machine.root / ".venv").mkdir(exist_ok=True)  # what a failed attempt leaves behind
+        return subprocess.CompletedProcess(command, 1, stdout="Not created: ensurepip is not available", stderr="")
+
+    monkeypatch.setattr(setup_env.subprocess, "run", run)
     with pytest.raises(SetupError, match=r"apt install python3\.\d+-venv"):
         setup_env.make_venv(machine.root)
     assert not (machine.root / ".venv").exists()
+
+
+def test_venv_that_does_not_start_is_made_anew(machine, monkeypatch):
+    ran = []
+    monkeypatch.setattr(setup_env, "starts", lambda python: bool(ran))
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(setup_env.subprocess, "run", lambda command, **_: ran.append(command) or done)
+    assert setup_env.make_venv(machine.root) == setup_env.venv_python(machine.root / ".venv")
+    assert ran == [[sys.executable, "-m", "venv", "--clear", str(machine.root / ".venv")]]
+    setup_env.make_venv(machine.root)
+    assert len(ran) == 1
 
 
 def test_short_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
