@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's palette (2008), without its yellow, which is too light for lines on white.
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d"]
@@ -56,6 +58,27 @@ def subplots(rows: int = 1, columns: int = 1, *, height: float = 4.2, **options)
     """`plt.subplots` in the course's style, 8 inches (800 px) wide, laid out so that no label is cut off."""
     style()
     return plt.subplots(rows, columns, figsize=(8.0, height), layout="constrained", **options)
+
+
+def log_scale(ax: Axes, axes: str = "xy") -> None:
+    """Logarithmic scales with plain numbers (0.5, 20) at enough places to read. Call it after drawing."""
+    for name in axes:
+        axis = {"x": ax.xaxis, "y": ax.yaxis}[name]
+        getattr(ax, f"set_{name}scale")("log")
+        low, high = axis.get_view_interval()
+        decades = math.log10(high / low)
+        at = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 1 else (1, 2, 5) if decades < 2 else (1,)
+        axis.set_major_locator(LogLocator(subs=at))
+        axis.set_major_formatter(FuncFormatter(_plain))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float, _position: int | None = None) -> str:
+    """0.05, 20, 3000, 20 k, 3 M; powers of ten beyond."""
+    for unit, sign in ((1e6, " M"), (1e4, " k")):
+        if unit <= value < 1e9:
+            return f"{value / (1e3 if sign == ' k' else unit):g}{sign}"
+    return f"{value:g}" if 1e-4 <= value < 1e4 else f"$10^{{{math.log10(value):g}}}$"
 
 
 class Interval(NamedTuple):
@@ -166,7 +189,7 @@ def bars_with_interval(
         ax.annotate(form.format(entry.mean), (centre, max(top, 0)), xytext=(0, 4), textcoords="offset points",
                     ha="center")
     ax.margins(y=0.12)
-    ax.set_xticks(centres, labels)
+    ax.set_xticks(centres, [textwrap.fill(label, 14, break_long_words=False) for label in labels])
     ax.grid(False, axis="x")
     return bars
 

@@ -150,6 +150,29 @@ def test_two_points_have_a_slope_without_interval():
     assert fit.slope.mean == pytest.approx(2) and math.isnan(fit.slope.lo)
 
 
+@pytest.mark.parametrize(("value", "text"), [
+    (0.05, "0.05"), (20, "20"), (3000, "3000"), (20_000, "20 k"), (500_000, "500 k"), (3e6, "3 M"), (1e-5, "$10^{-5}$"),
+    (1e9, "$10^{9}$"),
+])
+def test_numbers_on_a_log_scale_are_plain(value, text):
+    assert plots._plain(value) == text
+
+
+@pytest.mark.parametrize("top", [1.9, 9.0, 60.0, 5e5])
+def test_a_log_scale_has_at_least_two_numbers(axes, top):
+    axes.plot([1, 2], [0.7, top])
+    plots.log_scale(axes, "y")
+    axes.figure.canvas.draw()
+    low, high = axes.get_ylim()
+    labels = [t.get_text() for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert 2 <= len(labels) <= 9 and all(labels)
+
+
+def test_long_names_of_bars_are_wrapped(axes):
+    plots.bars_with_interval(axes, ["SFT on unknown facts"], [[1.0]])
+    assert axes.get_xticklabels()[0].get_text() == "SFT on unknown\nfacts"
+
+
 def test_say_wants_a_sentence(capsys):
     plots.say("The loss falls. ")
     assert capsys.readouterr().out == "The loss falls.\n"

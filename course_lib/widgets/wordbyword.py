@@ -11,7 +11,7 @@ from ._html import token_text
 from ._tokens import tokenise
 from ._view import View, row, token_losses
 
-LINE_WIDTH = 66  # characters of tokens side by side
+LINE_WIDTH = 72  # characters of tokens side by side
 NOW = {"ink": PAPER, "fill": ORANGE, "edge": ORANGE}
 
 
@@ -62,7 +62,7 @@ class WordByWordState:
     def html(self) -> str:
         lines, width = [[]], 0
         for t in range(1, len(self.tokens)):  # column t: input tokens[t - 1], target tokens[t]
-            need = 3 + max(len(self.tokens[t - 1]), len(self.tokens[t]), 4)
+            need = 2.5 + max(len(self.tokens[t - 1]), len(self.tokens[t]), 4)
             if width + need > LINE_WIDTH and lines[-1]:
                 lines.append([])
                 width = 0

@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("render", Path(__file__).with_name("render.py"))
-tools = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tools)
+_render = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_render)
 
 CELLS = [
     """import sys; sys.path.insert(0, {root!r})
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
+def lab(tmp_path_factory, tools):
     """A running JupyterLab with its own settings and nothing from outside: `url(path)`, and its `root` folder."""
     pytest.importorskip("jupyterlab")
     home, root = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("root")
@@ -83,10 +83,7 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def driver():
-    lacking = tools.missing()
-    if lacking:
-        pytest.skip(lacking)
+def driver(tools):
     with tools.browser(1280, 3600) as chromium:
         yield chromium
 
@@ -108,13 +105,15 @@ def screenshot(driver):
         folder = os.environ.get("COURSE_SCREENSHOTS")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            (element or driver).__getattribute__("screenshot" if element else "save_screenshot")(f"{folder}/{name}.png")
+            take = driver.save_screenshot if element is None else element.screenshot
+            take(f"{folder}/{name}.png")
 
     return save
 
 
 @pytest.fixture(scope="session")
-def render():
-    if tools.missing():
-        pytest.skip(tools.missing())
-    return tools.render
+def tools():
+    """The functions of `render.py`; skips where there is no browser."""
+    if _render.missing():
+        pytest.skip(_render.missing())
+    return _render

@@ -1,7 +1,8 @@
 """A notebook as a student sees it: `python tests/browser/render.py notebook.ipynb out.png`.
 
 The executed notebook becomes HTML (nbconvert, JupyterLab's look) and then pictures (headless Chromium) of at most 2000
-pixels in height: out.png, or out-1.png, out-2.png, ... Needs Chromium with its chromedriver, and selenium.
+pixels in height: out.png, or out-1.png, out-2.png, ... Equations stay as TeX: nbconvert would load MathJax from the
+network. Needs Chromium with its chromedriver, and selenium.
 """
 
 import argparse
@@ -56,12 +57,21 @@ def capture(driver, y: int, width: int, height: int) -> bytes:
     return base64.b64decode(answer["data"])
 
 
+def without_widgets(notebook):
+    """The notebook as the course's build saves it: no widget state, no reference to a live widget."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    return notebook
+
+
 def render(notebook: Path, out: Path, width: int = 1000) -> list[Path]:
     """Write the pictures of `notebook` next to `out` and return their paths."""
     import nbformat
     from nbconvert import HTMLExporter
 
-    page, _ = HTMLExporter().from_notebook_node(nbformat.read(notebook, as_version=4))
+    page, _ = HTMLExporter().from_notebook_node(without_widgets(nbformat.read(notebook, as_version=4)))
     with tempfile.TemporaryDirectory() as folder, browser(width) as driver:
         (Path(folder) / "page.html").write_text(page, encoding="utf-8")
         driver.get((Path(folder) / "page.html").as_uri())

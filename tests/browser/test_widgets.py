@@ -118,21 +118,13 @@ def test_loss_mask(page, screenshot):
     assert mask.find_element(By.CSS_SELECTOR, "[title*='not trained on']")
 
 
-def executed(notebook):
+@pytest.fixture(scope="module")
+def saved(notebook, tools):
     """The notebook as it is committed: run without a front end, and no reference to a live widget."""
     nbclient = pytest.importorskip("nbclient")
     notebook = copy.deepcopy(notebook)
     nbclient.NotebookClient(notebook, timeout=120).execute()
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        for output in cell.outputs:
-            output.data.pop("application/vnd.jupyter.widget-view+json", None)
-    return notebook
-
-
-@pytest.fixture(scope="module")
-def saved(notebook):
-    return executed(notebook)
+    return tools.without_widgets(notebook)
 
 
 def test_saved_notebook_in_jupyterlab(lab, driver, saved, screenshot):
@@ -153,11 +145,11 @@ def test_saved_notebook_in_jupyterlab(lab, driver, saved, screenshot):
         screenshot(f"saved-{i}", output)
 
 
-def test_render(saved, render, tmp_path):
+def test_render(saved, tools, tmp_path):
     import nbformat
 
     nbformat.write(saved, tmp_path / "saved.ipynb")
-    paths = render(tmp_path / "saved.ipynb", tmp_path / "page.png")
+    paths = tools.render(tmp_path / "saved.ipynb", tmp_path / "page.png")
     for path in paths:
         data = path.read_bytes()
         assert data.startswith(b"\x89PNG") and int.from_bytes(data[20:24], "big") <= 2000

@@ -16,5 +16,12 @@ def model():
 
 
 @pytest.fixture
+def llama(request):
+    """(model, tokenizer) of the course's kind; skips where torch is missing."""
+    pytest.importorskip("torch")
+    return request.getfixturevalue("tiny_lm")
+
+
+@pytest.fixture
 def messages():
     return [{"role": "user", "content": "SF?"}, {"role": "assistant", "content": "CA"}]

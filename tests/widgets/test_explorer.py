@@ -95,9 +95,8 @@ def test_nothing_to_condition_on_is_an_error(model, tiny_tokenizer):
         ExplorerState(model, tiny_tokenizer, "")
 
 
-def test_more_tokens_than_the_context_holds_is_an_error(tiny_lm):
-    pytest.importorskip("torch")
-    model, tokenizer = tiny_lm
+def test_more_tokens_than_the_context_holds_is_an_error(llama):
+    model, tokenizer = llama
     state = ExplorerState(model, tokenizer, "x" * 127)
     with pytest.raises(ValueError, match="129 tokens, but the model's context holds 128"):
         state.greedy()
