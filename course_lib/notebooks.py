@@ -133,7 +133,6 @@ def execute(
         resources={"metadata": {"path": str(result.path.parent)}},
         extra_arguments=["--log-level=CRITICAL", *([f"--IPKernelApp.exec_lines={startup}"] if startup else [])],
         record_timing=False,
-        store_widget_state=False,
         on_cell_start=before,
         on_cell_executed=measure,
     )

@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="build nothing; fail if a stored copy is stale or flawed")
     parser.add_argument("--force", action="store_true", help="execute again even where nothing changed")
     parser.add_argument("--no-execute", action="store_true", help="write the cells without outputs (a preview)")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="build into this folder instead of notebooks/")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="execute all afresh into this folder instead of notebooks/")
     parser.add_argument("--timeout", type=float, default=notebooks.CELL_SECONDS, help="seconds per cell (%(default)s)")
     options = parser.parse_args(arguments)
 
@@ -316,11 +316,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if problems else 0
     if smoke() and options.to is None:
         parser.error("COURSE_SMOKE is set: outputs of small runs are not stored; use --to DIR")
+    target, force = (folder, options.force) if options.to is None else (options.to.resolve(), True)
     failed = 0
     for source in sources:
         try:
-            target = folder if options.to is None else options.to.resolve()
-            build(source, target, execute=not options.no_execute, force=options.force, timeout=options.timeout)
+            build(source, target, execute=not options.no_execute, force=force, timeout=options.timeout)
         except BuildError as error:
             failed += 1
             print(f"FAILED {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ SAMPLE = '''\
 # %%
 import matplotlib.pyplot as plt
 from IPython.display import display
-from ipywidgets import IntSlider
+from ipywidgets import IntSlider, Output
 
 
 def half(x):
@@ -49,6 +49,8 @@ print("strict", os.environ["COURSE_STRICT"], sys.executable == os.environ["SAMPL
 print("10 %\\r20 %\\rdone")
 print("next")
 display(IntSlider())
+with Output():
+    print("into a widget")
 '''
 
 
