@@ -464,11 +464,21 @@ def test_a_recipe_that_needs_itself_is_no_endless_wait():
 # Several processes
 
 
-def start(code, *arguments):
-    """A Python process that runs `code` on the store of this test."""
-    prelude = f"import os, sys, time\nsys.path.insert(0, {str(TOP)!r})\nfrom course_lib import store\n"
-    return subprocess.Popen([sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start():
+    """start(code, *arguments): a Python process on the store of this test; what still runs at its end is killed."""
+    processes = []
+
+    def start(code, *arguments):
+        prelude = f"import os, sys, time\nsys.path.insert(0, {str(TOP)!r})\nfrom course_lib import store\n"
+        command = [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 # Builds "base": writes a line to the first argument, and ends when the second is there.
@@ -484,7 +494,7 @@ BUILD = """
 """
 
 
-def test_processes_that_race_build_once(root, tmp_path):
+def test_processes_that_race_build_once(root, tmp_path, start):
     racers = [start(BUILD, tmp_path / "log", tmp_path / "go") for _ in range(3)]
     first_lines = sorted(racer.stderr.readline() for racer in racers)
     assert first_lines == ["base is being trained by another process: waiting for it\n"] * 2 + [
@@ -496,7 +506,7 @@ def test_processes_that_race_build_once(root, tmp_path):
     assert {out.splitlines()[-1] for out, _ in results} == {str(store.path(recipe()))}
 
 
-def test_a_killed_builder_blocks_nobody_and_leaves_nothing(root, tmp_path):
+def test_a_killed_builder_blocks_nobody_and_leaves_nothing(root, tmp_path, start):
     victim = start(BUILD, tmp_path / "log", tmp_path / "never")
     assert victim.stdout.readline() == "building\n"
     assert store.status(recipe()) == "building"
@@ -510,7 +520,7 @@ def test_a_killed_builder_blocks_nobody_and_leaves_nothing(root, tmp_path):
     assert store.status(recipe()) == "ready"
 
 
-def test_what_a_killed_builder_left_is_swept_by_the_next_build_of_anything(root, tmp_path):
+def test_what_a_killed_builder_left_is_swept_by_the_next_build_of_anything(root, tmp_path, start):
     victim = start(BUILD, tmp_path / "log", tmp_path / "never")
     victim.stdout.readline()
     store.get(recipe(name="sft"))
@@ -521,7 +531,7 @@ def test_what_a_killed_builder_left_is_swept_by_the_next_build_of_anything(root,
     assert names(root) == ["reward", "sft"]
 
 
-def test_a_killed_training_continues_from_its_checkpoint(root):
+def test_a_killed_training_continues_from_its_checkpoint(root, start):
     victim = start("""
         def build(folder, progress):
             store.save_json(folder / "resume.json", {"step": 7})
@@ -540,7 +550,7 @@ def test_a_killed_training_continues_from_its_checkpoint(root):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows delivers Ctrl-C to a whole console")
-def test_sigint_stops_a_builder_cleanly(root, tmp_path):
+def test_sigint_stops_a_builder_cleanly(root, tmp_path, start):
     victim = start(BUILD, tmp_path / "log", tmp_path / "never")
     victim.stdout.readline()
     victim.send_signal(signal.SIGINT)
@@ -593,7 +603,7 @@ def test_clear_removes_checkpoints_and_refuses_unknown_names(root, catalogue):
     assert store.clear("base") > 0 and names(root) == []
 
 
-def test_clear_spares_what_is_being_built(root, catalogue, tmp_path, capsys):
+def test_clear_spares_what_is_being_built(root, catalogue, tmp_path, capsys, start):
     victim = start(BUILD, tmp_path / "log", tmp_path / "never")
     victim.stdout.readline()
     assert store.list()[0].state == "building" and store.clear() == 0
