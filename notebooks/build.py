@@ -254,7 +254,7 @@ def build(source: Path, target: Path, *, execute=True, force=False, timeout=note
                 startup="__import__('course_lib.notebooks').notebooks.watch_figures()",
             )
             if result.error:
-                raise BuildError(result.error)
+                raise BuildError(label + result.error.removeprefix(path.name))
             if found := flaws(normalise(notebook)):
                 raise BuildError("\n".join(f"{label}: {flaw}" for flaw in found))
             done = f"executed in {result.seconds:.1f} s, peak {result.peak_mb:.0f} MB"
@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="build nothing; fail if a stored copy is stale or flawed")
     parser.add_argument("--force", action="store_true", help="execute again even where nothing changed")
     parser.add_argument("--no-execute", action="store_true", help="write the cells without outputs (a preview)")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="execute all afresh into this folder instead of notebooks/")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="execute all afresh and store in this folder instead")
     parser.add_argument("--timeout", type=float, default=notebooks.CELL_SECONDS, help="seconds per cell (%(default)s)")
     options = parser.parse_args(arguments)
 

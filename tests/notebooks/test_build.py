@@ -228,6 +228,13 @@ def test_check_sees_a_changed_source_a_missing_copy_and_a_notebook_without_a_sou
     assert build.orphans([source], folder) == ["06_other.ipynb has no source"]
 
 
+def test_failure_names_the_copy(copy, build):
+    source, folder = copy
+    source.write_text("# %%\nimport os\n\nassert os.environ['COURSE_STRICT'] == '0'\nprint('ran')\n", encoding="utf-8")
+    with pytest.raises(build.BuildError, match="^solutions/05_sample.ipynb, cell 1 of 1:\n    import os\n"):
+        build.build(source, folder, say=lambda line: None)
+
+
 def test_damaged_copy_is_stale(copy, build):
     source, folder = copy
     (folder / "05_sample.ipynb").write_text("{", encoding="utf-8")
