@@ -58,8 +58,8 @@ def parse(argv):
     parser.add_argument("--version", action="version", version="course_lib " + __version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def add(function, text, **kwargs):
-        sub = commands.add_parser(function.__name__, help=text, description=text, **kwargs)
+    def add(function, text):
+        sub = commands.add_parser(function.__name__, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(function=function)
         return sub
 

@@ -34,7 +34,7 @@ def test_unknown_names_get_close_matches(argv, says, capsys, monkeypatch):
 def test_a_wrong_command_installs_nothing(no_setup):
     cli.main(["rnu"])
     with pytest.raises(SystemExit) as stop:
-        cli.main(["run", "--smok=3"])
+        cli.main(["run", "--smok"])
     assert stop.value.code == 2
     assert no_setup == []
 
