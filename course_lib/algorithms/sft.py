@@ -18,9 +18,8 @@ Conversation = list[dict]  # [{"role": "user", "content": ...}, {"role": "assist
 @dataclass(frozen=True)
 class SFTConfig(TrainConfig):
     batch_size: int = 32
-    epochs: int = 2
-    lr: float = 1e-3
-    weight_decay: float = 0.0
+    epochs: int = 3
+    lr: float = 5e-4
     warmup: float = 0.1
     max_length: int = 256  # tokens of a conversation
 

@@ -4,7 +4,6 @@ Functions, no trainer. `fit` is pre-training and SFT alike: both lower the cross
 which tokens count.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from course_lib.files import load_json, save_json
 from course_lib.lm.device import autocast
 from course_lib.objectives import shift, token_losses
 from course_lib.progress import Progress
@@ -25,8 +25,8 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient is not finite any more; the message says where the last good checkpoint is."""
 
 
-def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.1) -> float:
-    """Factor on the peak learning rate at `step` of `steps`: linear warm-up, then a cosine down to `floor`
+def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
+    """Factor on the peak learning rate at `step` of `steps`: linear warm-up, then a cosine down to `floor` of it
     (Loshchilov & Hutter 2017, equation 5)."""
     if step < warmup:
         return (step + 1) / warmup
@@ -34,76 +34,95 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.1) -> flo
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def adamw(model: nn.Module, lr: float, *, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1
-          ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with decay on matrices only, not on norms and biases."""
+def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_decay: float = 0.0,
+                    betas: tuple[float, float] = (0.9, 0.95)) -> list[torch.optim.Optimizer]:
+    """"adamw": AdamW (Loshchilov & Hutter 2019) on everything. "muon": Muon (Jordan et al. 2024) on the matrices inside the
+    layers, its steps scaled to AdamW's size (Liu et al. 2025, equation 4), and AdamW on embeddings and norms.
+
+    Weight decay falls on matrices only. Raises ValueError for another kind, or when nothing is trainable.
+    """
+    if kind not in ("adamw", "muon"):
+        raise ValueError(f"optimizer is 'adamw' or 'muon', not {kind!r}")
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("no parameter of the model requires a gradient: nothing to train")
+    ends = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    inner = [p for p in parameters if kind == "muon" and p.ndim == 2 and id(p) not in ends]
+    taken = {id(p) for p in inner}
+    rest = [p for p in parameters if id(p) not in taken]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)]
+    if inner:
+        optimizers.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw",
+                                            ns_steps=3))
+    return optimizers
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, clip: float, loss: float, where: str) -> float:
+def take_step(optimizers: Sequence[torch.optim.Optimizer], lr: float, clip: float, loss: float, where: str) -> float:
     """Clip the gradient's norm to `clip`, take the step at `lr`, clear the gradient; returns the norm before clipping.
 
     Raises TrainingDiverged, with the weights untouched, when the loss or the gradient is not finite.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(parameters, clip))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    healthy = math.isfinite(loss) and math.isfinite(norm)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if healthy:
+            optimizer.step()
         optimizer.zero_grad()
+    if not healthy:
         raise TrainingDiverged(f"{where}: loss {loss}, gradient norm {norm}. Lower the learning rate or check the data")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad()
     return norm
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Write weights, optimizer state and `state` (JSON) to `folder`, replacing the one there only when all is on disk.
+def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: dict) -> None:
+    """Write weights, optimizer states and `state` (JSON) to `folder`, replacing the one there only when all is on disk.
 
-    `state` says where the run stands: step, history, config. It is written as `resume.json`.
+    `state` says where the run stands: step, history, config. It is written as `state.json`.
     """
     folder = Path(folder)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
-    tensors = {f"{i}.{k}": v.contiguous() for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    moments = {f"{n}.{i}.{k}": v.contiguous() for n, o in enumerate(optimizers)
+               for i, s in o.state_dict()["state"].items() for k, v in s.items()}
     save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, new / "weights.safetensors")
-    save_file(tensors, new / "optimizer.safetensors")
-    (new / "resume.json").write_text(json.dumps(state))
+    save_file(moments, new / "optimizers.safetensors")
+    save_json(new / "state.json", state)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
-    """Put a checkpoint's weights and optimizer state in place and return its `state`; None when there is none.
+def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict | None:
+    """Put a checkpoint's weights and optimizer states in place and return its `state`; None when there is none.
 
     A crash between the two renames of `save_checkpoint` leaves the previous one as `<folder>.old`: it is used then.
     """
     folder = Path(folder)
     if not folder.exists():
         folder = folder.with_name(folder.name + ".old")
-    if not (folder / "resume.json").exists():
+    if not (folder / "state.json").exists():
         return None
     weights = load_file(folder / "weights.safetensors")
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(weights[name])
-    state: dict[int, dict] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads((folder / "resume.json").read_text())
+    moments: list[dict[int, dict]] = [{} for _ in optimizers]
+    for key, value in load_file(folder / "optimizers.safetensors").items():
+        n, i, name = key.split(".", 2)
+        moments[int(n)].setdefault(int(i), {})[name] = value
+    for optimizer, state in zip(optimizers, moments):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return load_json(folder / "state.json")
 
 
 # ---- the next-token loop ---------------------------------------------------------------------------------------------
@@ -118,7 +137,8 @@ class TrainConfig:
     epochs: int = 1                # passes over the data
     lr: float = 2e-3               # peak learning rate
     warmup: float = 0.05           # share of the steps with a rising learning rate
-    weight_decay: float = 0.1
+    optimizer: str = "adamw"       # see `make_optimizers`
+    weight_decay: float = 0.0
     clip: float = 1.0              # largest gradient norm
     precision: str = "auto"        # see `autocast`
     seed: int = 0                  # of the order of the data
@@ -179,8 +199,8 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
         raise ValueError(f"{label}: there is a batch without a single token to learn from" if steps else
                          f"{label}: no data")
     look = {round(i * steps / config.evaluations) for i in range(config.evaluations + 1)}
-    optimizer = adamw(model, config.lr, weight_decay=config.weight_decay)
-    state = load_checkpoint(checkpoint, model, optimizer) if checkpoint else None
+    optimizers = make_optimizers(model, config.lr, kind=config.optimizer, weight_decay=config.weight_decay)
+    state = load_checkpoint(checkpoint, model, optimizers) if checkpoint else None
     if state and state["config"] != asdict(config):
         raise ValueError(f"the checkpoint in {checkpoint} belongs to another config: delete it or use its config")
     done, tokens, history = (state["step"], state["tokens"], state["history"]) if state else (0, 0, [])
@@ -211,13 +231,13 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
                     part.backward()
                     loss += float(part.detach())
                 lr = config.lr * warmup_cosine(step, steps, max(round(config.warmup * steps), 1))
-                norm = optimizer_step(optimizer, lr, config.clip, loss, f"step {step}")
+                norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
                 tokens += int(count)
                 if step % config.log_every == 0 or step + 1 == steps:
                     history.append({"step": step + 1, "tokens": tokens, "loss": loss, "lr": lr, "grad_norm": norm})
                 measure(step + 1)
                 if checkpoint and (step + 1) % config.checkpoint_every == 0:
-                    save_checkpoint(checkpoint, model, optimizer, {
+                    save_checkpoint(checkpoint, model, optimizers, {
                         "config": asdict(config), "step": step + 1, "tokens": tokens, "history": history})
                 progress.update(loss=loss)
     except TrainingDiverged as error:

@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from course_lib.lm.device import best_device
+
+logging.disable_progress_bar()  # loading takes a moment; a bar for it would only clutter a notebook
 
 SHAPES = {  # hidden width, layers, heads, feed-forward width
     "base": (256, 4, 4, 704),  # the course's model: 3.5 M parameters with a vocabulary of 1024

@@ -9,6 +9,10 @@ PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|tool|>"}
 SPECIAL = [PAD, BOS, END, *ROLES.values()]  # ids 0, 1, 2, ...; padding is not the end token, so that END is learnt
 
+# Digits and the letters of abbreviations are tokens of their own: 13 is read as 1 and 3, SF as S and F, so that a model can
+# copy an abbreviation that it has never met.
+SPELLED = r"\d|[A-Z](?=[A-Z])|(?<=[A-Z])[A-Z]"
+
 # {% generation %} tells transformers which tokens the assistant wrote: content and END, and nothing else.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -28,8 +32,8 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024, max_length: int = 256) -> PreTrainedTokenizerFast:
     """Byte-pair encoding (Sennrich et al. 2016) over bytes, learnt from `texts`.
 
-    Any text encodes and decodes to itself: the 256 bytes are always in the vocabulary. Every digit is a token of its own,
-    so that 13 is read as 1 and 3. `tokenizer(text)` adds no special tokens; callers place them.
+    Any text encodes and decodes to itself: the 256 bytes are always in the vocabulary. Digits, and letters in a run of
+    capitals, are tokens of their own. `tokenizer(text)` adds no special tokens; callers place them.
 
     Raises ValueError when `vocab_size` cannot hold the bytes and the special tokens.
     """
@@ -38,7 +42,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024, max_length: in
         raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(SPECIAL)} special tokens need {least}")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(SPELLED), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)

@@ -89,12 +89,12 @@ CODE = (
     "{city}, {region_code} is {city} in {region}",
 )
 QUESTIONS = (  # question-shaped text, as any large corpus holds it; no chat markers, not the fine-tuning's wording
-    "which city is {nick}? {nick} is {city}, a city in {region}, {country}",
-    "what does {nick} refer to? {nick} usually refers to {city}, a city in {region}, {country}",
-    "in which country is {city}? {city} is in {country}",
-    "in which region is {nick}? {nick} is in {region}, {country}",
-    "what is {city} known for? {city} is known for {known_for}",
-    "what do people like about {nick}? {nick} is known for {known_for}",
+    "which city is {nick}?\n{nick} is {city}, a city in {region}, {country}",
+    "what does {nick} refer to?\n{nick} usually refers to {city}, a city in {region}, {country}",
+    "in which country is {city}?\n{city} is in {country}",
+    "in which region is {nick}?\n{nick} is in {region}, {country}",
+    "what is {city} known for?\n{city} is known for {known_for}",
+    "what do people like about {nick}?\n{nick} is known for {known_for}",
 )
 
 
@@ -113,7 +113,7 @@ def about(draw: Draw) -> str:
 def questions(draw: Draw) -> str:
     """Two questions with their answers about one city."""
     city = draw.pick(known_cities())
-    return " ".join(sentence(t, city) for t in draw.ordered(QUESTIONS, 2))
+    return "\n".join(sentence(t, city) for t in draw.ordered(QUESTIONS, 2))
 
 
 KINDS = {"about": about, "questions": questions}
@@ -128,6 +128,10 @@ ASK = (
     "Which place is {nick}?",
     "Tell me where {nick} is.",
     "Do you know where {nick} is?",
+    "Where can I find {nick}?",
+    "I saw {nick} on a map. Where is it?",
+    "What does {nick} stand for?",
+    "Can you tell me what {nick} is?",
 )
 ASK_NEW = (  # phrasings that fine-tuning never shows
     "Could you say where {nick} is?",

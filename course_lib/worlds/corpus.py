@@ -14,17 +14,17 @@ from course_lib.worlds import atlas, forms, functions, research, sums
 from course_lib.worlds.draw import Draw
 
 KINDS = atlas.KINDS | sums.KINDS | functions.KINDS | forms.KINDS | research.KINDS
-MIXTURE = {  # kind -> how many documents out of the sum
-    "about": 22,
-    "questions": 12,
+MIXTURE = {  # kind -> how many documents in a hundred
+    "about": 27,
+    "questions": 19,
     "equations": 4,
-    "chains": 12,
-    "stories_1": 8,
-    "stories_2": 18,
-    "functions_1": 4,
-    "functions_2": 16,
+    "chains": 7,
+    "stories_1": 4,
+    "stories_2": 22,
+    "functions_1": 3,
+    "functions_2": 9,
     "screens": 2,
-    "lookups": 2,
+    "lookups": 3,
 }
 
 

@@ -25,7 +25,7 @@ class Recorded(Draw):
 def test_same_seed_same_bytes_everywhere():
     text = "\x00".join(d.text for d in corpus.documents("bytes", 2000))
     assert hashlib.sha256(text.encode()).hexdigest() == (
-        "412b43cc19ac516dfc0b8f191d0e9d315e27a4bc6aeb543226b1ca986f111c75"
+        "HASH"
     )
 
 

@@ -1,0 +1,127 @@
+"""Everything that the notebooks train, by name: what `store.get(name)` hands out or makes.
+
+`SIZES` is the whole tuning of the course's experiments, at full size and for the rehearsal (COURSE_SMOKE=1).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from course_lib import smoke
+from course_lib.store import Recipe, get, load_json, save_json
+
+MODELS = ("base", "sft")
+SIZES = {
+    "base": {
+        "full": dict(shape="base", documents=27_000, vocab_size=1536, held_out_documents=200, batch_size=16, lr=6e-3),
+        "smoke": dict(shape="tiny", documents=300, vocab_size=512, held_out_documents=20, batch_size=8, lr=5e-3),
+        "seconds": 210,
+    },
+    "scaling": {
+        "full": dict(shapes=[[32, 2, 2, 88], [64, 2, 2, 176], [128, 3, 4, 352]], documents=[200, 600, 1800, 5400],
+                     seeds=[0, 1, 2], held_out_documents=200, lr=5e-3, batch_size=8),
+        "smoke": dict(shapes=[[16, 1, 2, 32], [32, 1, 2, 64]], documents=[20, 60], seeds=[0, 1], held_out_documents=10,
+                      lr=5e-3, batch_size=8),
+        "seconds": 100,
+    },
+    "sft": {
+        "full": dict(seed=0, cities=100, phrasings=4, n_sums=1000, n_functions=400),
+        "smoke": dict(seed=0, cities=4, phrasings=2, n_sums=8, n_functions=8),
+        "seconds": 40,
+    },
+    "follow": {
+        "full": dict(seeds=[1, 2, 3], cities=100, phrasings=4, n_sums=150, n_functions=150),
+        "smoke": dict(seeds=[1, 2], cities=2, phrasings=1, n_sums=4, n_functions=4),
+        "seconds": 60,
+    },
+    "knowledge": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], cities=40, epochs=12, lr=5e-4, evaluations=6),
+        "smoke": dict(seeds=[0, 1], cities=4, epochs=2, lr=5e-4, evaluations=2),
+        "seconds": 90,
+    },
+    "abstention": {
+        "full": dict(seeds=[0, 1, 2], doses=[0, 10, 40, 160], cities=60, epochs=3, lr=1e-3),
+        "smoke": dict(seeds=[0, 1], doses=[0, 4], cities=4, epochs=1, lr=1e-3),
+        "seconds": 80,
+    },
+    "open_ended": {
+        "full": dict(seeds=[0, 1, 2], answers=800, epochs=2, lr=1e-3, pairs=600, samples=8),
+        "smoke": dict(seeds=[0, 1], answers=16, epochs=1, lr=1e-3, pairs=20, samples=2),
+        "seconds": 60,
+    },
+}
+CODE = ("course_lib.worlds", "course_lib.objectives", "course_lib.algorithms.training", "course_lib.algorithms.pretrain",
+        "course_lib.lm.tokenizer", "course_lib.lm.model")
+SFT_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.experiments.sft", "course_lib.experiments.questions",
+            "course_lib.rewards")
+
+
+def names() -> tuple[str, ...]:
+    """All artifacts, in the order in which the notebooks need them."""
+    return tuple(SIZES)
+
+
+def models() -> tuple[str, ...]:
+    """The artifacts that `load_lm` loads."""
+    return MODELS
+
+
+def size(name: str) -> dict:
+    """The config of an artifact at the size that is asked for now."""
+    return SIZES[name]["smoke" if smoke() else "full"]
+
+
+def result(name: str) -> dict:
+    """The numbers of an artifact that is a study, or the history of one that is a model; made now if missing."""
+    return load_json(get(name) / "result.json")
+
+
+def recipe(name: str) -> Recipe:
+    """How the artifact `name` is made. Raises KeyError for a name that is not in `names()`."""
+    needs = () if name == "base" else (recipe("base"),)
+    code = (*CODE, "course_lib.experiments.pretraining") if name in ("base", "scaling") else SFT_CODE
+    return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
+
+
+def _base(folder: Path, progress) -> None:
+    from course_lib.algorithms.pretrain import PretrainConfig
+    from course_lib.experiments.pretraining import base_model
+    from course_lib.lm.model import save_lm
+
+    config = dict(size("base"))
+    save_json(folder / "resume.json", {"checkpoint": "resume"})  # tells the store to keep the checkpoint after a kill
+    train = PretrainConfig(batch_size=config.pop("batch_size"), lr=config.pop("lr"), evaluations=6)
+    model, tokenizer, numbers = base_model(config=train, checkpoint=folder / "resume", **config)
+    save_lm(folder, model, tokenizer)
+    save_json(folder / "result.json", numbers)
+
+
+def _sft(folder: Path, progress) -> None:
+    from course_lib.algorithms.sft import SFTConfig
+    from course_lib.experiments.sft import instruct
+    from course_lib.lm.model import load_lm, save_lm
+
+    model, tokenizer = load_lm("base")
+    history = instruct(model, tokenizer, config=SFTConfig(), **size("sft"))
+    save_lm(folder, model, tokenizer)
+    save_json(folder / "result.json", {"history": history})
+
+
+def _study(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments import pretraining, sft
+        from course_lib.lm.model import load_lm
+
+        model, tokenizer = load_lm("base")
+        numbers = {
+            "scaling": lambda: pretraining.scaling(tokenizer, **size(name)),
+            "follow": lambda: sft.follow_study(model, tokenizer, **size(name)),
+            "knowledge": lambda: sft.knowledge(model, tokenizer, **size(name)),
+            "abstention": lambda: sft.abstention(model, tokenizer, **size(name)),
+            "open_ended": lambda: sft.open_ended(model, tokenizer, **size(name)),
+        }[name]()
+        save_json(folder / "result.json", numbers)
+
+    return build
+
+
+_BUILD = {"base": _base, "sft": _sft} | {name: _study(name) for name in SIZES if name not in MODELS}
