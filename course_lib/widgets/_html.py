@@ -31,7 +31,8 @@ def card(*children: str) -> str:
     """The white sheet on which every widget draws, readable in dark themes too."""
     return tag(
         "div", *children, background=PAPER, color=INK, font_family=SANS, font_size="14px", line_height="1.45",
-        padding="12px 16px", border=f"1px solid {LINE}", border_radius="8px", max_width="780px", box_sizing="border-box", overflow_x="auto",
+        padding="12px 16px", border=f"1px solid {LINE}", border_radius="8px", max_width="780px",
+        box_sizing="border-box", overflow_x="auto",
     )
 
 

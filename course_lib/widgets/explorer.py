@@ -82,7 +82,7 @@ class ExplorerState:
         return sum(log_p for _, log_p in self.factors())
 
     def top(self) -> list[tuple[str, float, float]]:
-        """(token, probability after temperature and top-k, the model's own) of the likeliest tokens, then of the rest."""
+        """(token, probability after temperature and top-k, the model's own) of the likeliest, then of the rest."""
         drawn, own = self.distribution(), np.exp(self.log_probs[-1])
         order = np.argsort(-own, kind="stable")
         rows = [(token_text(self.tokenizer, i), float(drawn[i]), float(own[i])) for i in order[: self.bars]]

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def until(driver, condition, what: str, seconds: int = 60):
-    return Wait(driver, seconds, ignored_exceptions=(IndexError, Exception)).until(lambda _: condition(), what)
+    return Wait(driver, seconds, ignored_exceptions=(Exception,)).until(lambda _: condition(), what)
 
 
 def outputs(driver) -> list:
@@ -128,7 +128,7 @@ def saved(notebook, tools):
 
 
 def test_saved_notebook_in_jupyterlab(lab, driver, saved, screenshot):
-    """Opened and not run, by someone whose JupyterLab does not trust it yet: the pictures are there, with their colours."""
+    """Opened and not run, in a JupyterLab that does not trust it yet: the pictures are there, with their colours."""
     import nbformat
 
     nbformat.write(saved, lab.root / "saved.ipynb")

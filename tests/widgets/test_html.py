@@ -43,7 +43,10 @@ def test_probabilities(p, text):
 
 @pytest.mark.parametrize(
     ("log_p", "text"),
-    [(-1000.0, "5.1×10⁻⁴³⁵"), (0.0, "1.0"), (math.log(9.99e-7), "1.0×10⁻⁶"), (-math.inf, "0"), (math.log(250), "2.5×10²")],
+    [
+        (-1000.0, "5.1×10⁻⁴³⁵"), (0.0, "1.0"), (math.log(9.99e-7), "1.0×10⁻⁶"), (-math.inf, "0"),
+        (math.log(250), "2.5×10²"),
+    ],
 )
 def test_from_log_where_a_float_would_underflow(log_p, text):
     assert from_log(log_p) == text

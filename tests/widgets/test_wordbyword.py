@@ -44,7 +44,8 @@ def test_with_a_model_it_says_probability_and_loss(model, tiny_tokenizer):
     ids = [tiny_tokenizer.bos_token_id, *tiny_tokenizer.encode("SF?")]
     losses = token_losses(model, ids)
     assert state.losses == losses and state.probabilities[2] == pytest.approx(math.exp(-losses[2]))
-    assert f"loss = −ln P = {losses[3]:.2f}. Mean loss of the targets so far: {sum(losses[1:]) / 3:.2f}." in state.text()
+    mean = sum(losses[1:]) / 3
+    assert f"loss = −ln P = {losses[3]:.2f}. Mean loss of the targets so far: {mean:.2f}." in state.text()
     state.go(1)
     assert state.mean_loss() == losses[1]
 
