@@ -63,7 +63,7 @@ def lab(tmp_path_factory, tools):
         env={**os.environ, **folders}, stdout=log, stderr=subprocess.STDOUT,
     )
     try:
-        for _ in range(240):
+        for _ in range(720):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5)
                 break

@@ -8,10 +8,10 @@ By = pytest.importorskip("selenium.webdriver.common.by").By
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 Wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def until(driver, condition, what: str, seconds: int = 60):
+def until(driver, condition, what: str, seconds: int = 180):
     return Wait(driver, seconds, ignored_exceptions=(Exception,)).until(lambda _: condition(), what)
 
 
@@ -44,14 +44,14 @@ def page(lab, driver, notebook, screenshot):
     nbformat.write(notebook, lab.root / "scratch.ipynb")
     driver.get(lab.url("scratch.ipynb"))
     idle = "//*[contains(@class,'jp-StatusBar-TextItem')][contains(.,'| Idle')]"
-    until(driver, lambda: driver.find_element(By.XPATH, idle), "an idle kernel", 120)
+    until(driver, lambda: driver.find_element(By.XPATH, idle), "an idle kernel")
     menu = driver.find_element(By.XPATH, "//li[contains(@class,'lm-MenuBar-item')][.='Run']")
     menu.click()
     item = "[data-command='runmenu:run-all']"
     until(driver, lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
     driver.find_element(By.CSS_SELECTOR, item).click()
     try:
-        until(driver, lambda: len(outputs(driver)) == 4 and all(map(picture, outputs(driver))), "four widgets", 120)
+        until(driver, lambda: len(outputs(driver)) == 4 and all(map(picture, outputs(driver))), "four widgets")
     finally:
         screenshot("page")
     return driver
@@ -123,7 +123,7 @@ def saved(notebook, tools):
     """The notebook as it is committed: run without a front end, and no reference to a live widget."""
     nbclient = pytest.importorskip("nbclient")
     notebook = copy.deepcopy(notebook)
-    nbclient.NotebookClient(notebook, timeout=120).execute()
+    nbclient.NotebookClient(notebook, timeout=300, startup_timeout=300).execute()
     return tools.without_widgets(notebook)
 
 
@@ -137,7 +137,7 @@ def test_saved_notebook_in_jupyterlab(lab, driver, saved, screenshot):
     def shown():
         return driver.find_elements(By.CSS_SELECTOR, ".jp-RenderedHTMLCommon.jp-OutputArea-output")
 
-    until(driver, lambda: len(shown()) == 4, "four pictures", 120)
+    until(driver, lambda: len(shown()) == 4, "four pictures")
     assert "Chain rule" in shown()[0].text and "trained on" in shown()[3].text
     colours = {chip.value_of_css_property("background-color") for chip in shown()[3].find_elements(By.TAG_NAME, "span")}
     assert "rgba(220, 235, 248, 1)" in colours
