@@ -17,8 +17,8 @@ SIZES = {
         "seconds": 210,
     },
     "scaling": {
-        "full": dict(shapes=[[32, 2, 2, 88], [64, 2, 2, 176], [128, 3, 4, 352]], documents=[200, 600, 1800, 5400],
-                     seeds=[0, 1, 2], held_out_documents=200, lr=5e-3, batch_size=8),
+        "full": dict(shapes=[[32, 2, 2, 88], [64, 2, 2, 176], [128, 3, 4, 352]], documents=[130, 400, 1200, 3600],
+                     seeds=[0, 1, 2], held_out_documents=100, lr=5e-3, batch_size=8),
         "smoke": dict(shapes=[[16, 1, 2, 32], [32, 1, 2, 64]], documents=[20, 60], seeds=[0, 1], held_out_documents=10,
                       lr=5e-3, batch_size=8),
         "seconds": 100,
@@ -29,22 +29,22 @@ SIZES = {
         "seconds": 40,
     },
     "follow": {
-        "full": dict(seeds=[1, 2, 3], cities=100, phrasings=4, n_sums=150, n_functions=150),
+        "full": dict(seeds=[1, 2, 3], cities=100, phrasings=4, n_sums=50, n_functions=50),
         "smoke": dict(seeds=[1, 2], cities=2, phrasings=1, n_sums=4, n_functions=4),
         "seconds": 60,
     },
     "knowledge": {
-        "full": dict(seeds=[0, 1, 2, 3, 4], cities=40, epochs=12, lr=5e-4, evaluations=6),
+        "full": dict(seeds=[0, 1, 2, 3, 4], cities=40, epochs=10, lr=5e-4, evaluations=5),
         "smoke": dict(seeds=[0, 1], cities=4, epochs=2, lr=5e-4, evaluations=2),
         "seconds": 90,
     },
     "abstention": {
-        "full": dict(seeds=[0, 1, 2], doses=[0, 10, 40, 160], cities=60, epochs=3, lr=1e-3),
+        "full": dict(seeds=[0, 1, 2], doses=[0, 40, 160], cities=100, epochs=4, lr=5e-4),
         "smoke": dict(seeds=[0, 1], doses=[0, 4], cities=4, epochs=1, lr=1e-3),
         "seconds": 80,
     },
     "open_ended": {
-        "full": dict(seeds=[0, 1, 2], answers=800, epochs=2, lr=1e-3, pairs=600, samples=8),
+        "full": dict(seeds=[0, 1, 2], answers=800, epochs=3, lr=5e-4, pairs=2000, samples=8),
         "smoke": dict(seeds=[0, 1], answers=16, epochs=1, lr=1e-3, pairs=20, samples=2),
         "seconds": 60,
     },

@@ -1,6 +1,7 @@
 """The experiments of supervised fine-tuning: C4 and C6 to C8. Each returns plain numbers, one entry a seed."""
 
 import copy
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -8,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms import sft
-from course_lib.experiments.questions import ask, clean_sft, exact, in_format, report
+from course_lib.experiments.questions import ask, clean_sft, exact, in_format
 from course_lib.lm.logprobs import token_logprobs
 from course_lib.lm.sampling import sample
 from course_lib.progress import Progress
@@ -36,14 +37,13 @@ def instruct(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: i
 
 
 def follow_study(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], **recipe) -> dict:
-    """C4 over seeds: {base: {...}, sft: [{format, exact}, ...], tasks: [{atlas, sums, functions}, ...]}."""
-    result = {"base": follow(base, tokenizer), "sft": [], "tasks": []}
+    """C4 over seeds: {base: {format, exact}, sft: [{format, exact}, ...]}."""
+    result = {"base": follow(base, tokenizer), "sft": []}
     with Progress("instruction following", total=len(seeds), unit="seed") as progress:
         for seed in seeds:
             model = copy.deepcopy(base)
             instruct(model, tokenizer, seed, config=sft.SFTConfig(seed=seed), **recipe)
             result["sft"].append(follow(model, tokenizer))
-            result["tasks"].append(report(model, tokenizer))
             progress.update()
     return result
 
@@ -91,6 +91,9 @@ def knowledge(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: 
     return result
 
 
+UNSURE = atlas.UNSURE.split("{")[0]  # a refusal counts even when its abbreviation is misspelled
+
+
 def codes(draw: Draw, count: int) -> list[str]:
     """Made-up abbreviations of three letters that mean nothing in the atlas."""
     taken = {c.nick for c in atlas.cities()} | {c.region_code for c in atlas.cities()}
@@ -129,7 +132,7 @@ def abstention(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds:
                     replies = ask(model, tokenizer, [atlas.ASK[0].format(nick=c.nick) for c in group])
                     hits = [in_format(r) if first == "made_up" else exact(r, atlas.preferred(c))
                             for r, c in zip(replies, group)]
-                    unsure = [exact(r, atlas.UNSURE.format(nick=c.nick)) for r, c in zip(replies, group)]
+                    unsure = [r.finished and r.text.startswith(UNSURE) for r in replies]
                     rows[first].append(sum(hits) / len(group))
                     rows[second].append(sum(unsure) / len(group))
                     if first == "made_up" and seed == seeds[0]:
@@ -145,8 +148,8 @@ def abstention(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds:
 # ---- C8: many answers, one likelihood --------------------------------------------------------------------------------
 
 
-def candidates(city: atlas.City, wrong: atlas.City) -> dict[str, str]:
-    """Answers of different worth to "Where is ...?", as people really give them."""
+def candidates(city: atlas.City) -> dict[str, str]:
+    """True answers of different worth to "Where is ...?", as people really give them."""
     c = vars(city)
     return {
         "full": atlas.preferred(city),
@@ -154,13 +157,18 @@ def candidates(city: atlas.City, wrong: atlas.City) -> dict[str, str]:
         "no region": "{nick} usually refers to {city}, a city in {country}".format(**c),
         "country only": "{nick} is in {country}".format(**c),
         "terse": atlas.terse(city),
-        "wrong place": "{nick} usually refers to {city}, a city in {region}, {country}".format(
-            nick=city.nick, city=wrong.city, region=wrong.region, country=wrong.country),
+        "vague": "{nick} is a city".format(**c),
         "rambling": "{nick} is {city}, and {city} is {city} in {country}, and {city} is in {country}".format(**c),
     }
 
 
-SHARES = {"full": 10, "short for": 8, "no region": 12, "country only": 25, "terse": 30, "wrong place": 5, "rambling": 10}
+def false_answer(city: atlas.City, other: atlas.City) -> str:
+    """The preferred form, told of another place."""
+    return atlas.preferred(other).replace(other.nick, city.nick, 1)
+
+
+# how often people give each: most answers are short, few are what people prefer to read
+SHARES = {"full": 8, "short for": 5, "no region": 12, "country only": 25, "terse": 30, "vague": 10, "rambling": 10}
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -215,68 +223,71 @@ def linear_reward(features: torch.Tensor, winners: torch.Tensor, losers: torch.T
     return w.detach() / scale
 
 
+def compare(told: Sequence[tuple[atlas.City, str]], each: int, pairs: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Comparisons of two answers to the same question by people who prefer i to j with probability sigma(gold_i - gold_j).
+
+    told: `each` answers in a row for every city. Returns indices of winners and losers, (pairs,) each.
+    """
+    draw, coin = Draw(f"compare {seed}"), random.Random(seed)
+    gold = [rubric.score(a, c) for c, a in told]
+    chosen = []
+    for _ in range(pairs):
+        first = draw.below(len(told) // each) * each
+        i, j = (first + k for k in draw.ordered(range(each), 2))
+        chosen.append((i, j) if coin.random() < 1 / (1 + math.exp(gold[j] - gold[i])) else (j, i))
+    winners, losers = zip(*chosen)
+    return torch.tensor(winners), torch.tensor(losers)
+
+
 def open_ended(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], answers: int, epochs: int,
                lr: float, pairs: int, samples: int) -> dict:
-    """C8: a model fine-tuned on answers as people give them, most of them mediocre. What does its likelihood prefer, and
-    what does a reward prefer that is learnt from comparisons of the same answers?
+    """C8: a model fine-tuned on true answers as people give them, most of them mediocre. What does its likelihood prefer,
+    and what does a reward prefer that is learnt from comparisons of such answers?
 
-    Returns, one entry a seed: rank correlation with the gold score, within each question and averaged over the quiz cities,
-    of minus the NLL (`nll`), of minus the NLL per token (`nll per token`) and of the reward (`reward`); and the mean gold
-    score of the most likely answer (`greedy`), of a sample (`sample`), and of the best of `samples` by the reward (`best`).
+    Returns, one entry a seed: the rank correlation with the gold score, within each question and averaged over the quiz
+    cities, of minus the NLL (`nll`), of minus the NLL per token (`nll per token`) and of the reward (`reward`); the share
+    of cities where the false answer is less likely than the full one (`true over false`); and the mean gold score of the
+    most likely answer (`greedy`), of a sample (`sample`), and of the best of `samples` by the reward (`best`).
     """
     every = atlas.splits()
-    result: dict[str, list[float]] = {k: [] for k in ("nll", "nll per token", "reward", "greedy", "sample", "best")}
+    train, quiz = every["train"], every["quiz"]
+    kinds = tuple(SHARES)
+    result: dict[str, list[float]] = {
+        k: [] for k in ("nll", "nll per token", "reward", "true over false", "greedy", "sample", "best")}
     with Progress("open-ended answers", total=len(seeds), unit="seed") as progress:
         for seed in seeds:
             draw = Draw(f"open {seed}")
-            kinds = tuple(SHARES)
-            train = every["train"]
-            data, told = [], []
+            data = []
             for _ in range(answers):
                 city = draw.pick(train)
-                answer = candidates(city, draw.pick(train))[kinds[draw.weighted(tuple(SHARES.values()))]]
+                answer = candidates(city)[kinds[draw.weighted(tuple(SHARES.values()))]]
                 data.append(sft.qa(draw.pick(atlas.ASK).format(nick=city.nick), answer))
             model = copy.deepcopy(base)
             sft.train(model, tokenizer, data, sft.SFTConfig(epochs=epochs, lr=lr, seed=seed))
 
-            for city in train:  # the same people compare two answers to one question
-                told += [(city, a) for a in candidates(city, draw.pick(train)).values()]
+            told = [(c, a) for c in train for a in candidates(c).values()]
             _, features = _read(model, tokenizer, [(atlas.ASK[0].format(nick=c.nick), a) for c, a in told])
-            gold = [rubric.score(a, c) for c, a in told]
-            coin = random.Random(seed)
-            winners, losers = [], []
-            for _ in range(pairs):
-                first = draw.below(len(train)) * len(kinds)
-                i, j = (first + k for k in draw.ordered(range(len(kinds)), 2))
-                if coin.random() > 1 / (1 + 2.718281828459045 ** (gold[j] - gold[i])):
-                    i, j = j, i
-                winners.append(i)
-                losers.append(j)
-            w = linear_reward(features, torch.tensor(winners), torch.tensor(losers))
+            w = linear_reward(features, *(i.to(features.device) for i in compare(told, len(kinds), pairs, seed)))
 
-            rank: dict[str, list[float]] = {"nll": [], "nll per token": [], "reward": []}
-            for city in every["quiz"]:
-                options = list(candidates(city, draw.pick(train)).values())
-                question = atlas.ASK[0].format(nick=city.nick)
-                nll, h = _read(model, tokenizer, [(question, a) for a in options])
-                lengths = torch.tensor([len(tokenizer(a)["input_ids"]) + 1 for a in options], device=nll.device)
-                scores = [rubric.score(a, city) for a in options]
-                rank["nll"].append(spearman((-nll).tolist(), scores))
-                rank["nll per token"].append(spearman((-nll / lengths).tolist(), scores))
-                rank["reward"].append(spearman((h @ w).tolist(), scores))
-            for name, values in rank.items():
-                result[name].append(sum(values) / len(values))
+            options = [(c, a) for c in quiz for a in (*candidates(c).values(), false_answer(c, draw.pick(train)))]
+            nll, h = _read(model, tokenizer, [(atlas.ASK[0].format(nick=c.nick), a) for c, a in options])
+            length = torch.tensor([len(tokenizer(a)["input_ids"]) + 1 for _, a in options], device=nll.device)
+            gold = torch.tensor([rubric.score(a, c) for c, a in options]).view(len(quiz), -1)[:, :-1]
+            for name, value in (("nll", -nll), ("nll per token", -nll / length), ("reward", h @ w)):
+                ranked = zip(value.view(len(quiz), -1)[:, :-1].tolist(), gold.tolist())
+                result[name].append(sum(spearman(v, g) for v, g in ranked) / len(quiz))
+            by_city = nll.view(len(quiz), -1)
+            result["true over false"].append(float((by_city[:, 0] < by_city[:, -1]).float().mean()))
 
-            questions = [atlas.ASK[0].format(nick=c.nick) for c in every["quiz"]]
+            questions = [atlas.ASK[0].format(nick=c.nick) for c in quiz]
             greedy = [r.text for r in ask(model, tokenizer, questions)]
             drawn = sample(model, tokenizer, [[{"role": "user", "content": q}] for q in questions], max_new_tokens=48,
                            samples_per_prompt=samples, seed=seed).texts
             _, h = _read(model, tokenizer, [(questions[i // samples], a or " ") for i, a in enumerate(drawn)])
-            value = (h @ w).view(-1, samples)
-            best = value.argmax(1).tolist()
-            n = len(questions)
-            result["greedy"].append(sum(map(rubric.score, greedy, every["quiz"])) / n)
-            result["sample"].append(sum(rubric.score(a, every["quiz"][i // samples]) for i, a in enumerate(drawn)) / len(drawn))
-            result["best"].append(sum(rubric.score(drawn[i * samples + b], every["quiz"][i]) for i, b in enumerate(best)) / n)
+            gold = torch.tensor([rubric.score(a, quiz[i // samples]) for i, a in enumerate(drawn)]).view(-1, samples)
+            best = (h @ w).view(-1, samples).argmax(1).to(gold.device)
+            result["greedy"].append(sum(map(rubric.score, greedy, quiz)) / len(quiz))
+            result["sample"].append(float(gold.mean()))
+            result["best"].append(float(gold.gather(1, best[:, None]).mean()))
             progress.update()
     return result

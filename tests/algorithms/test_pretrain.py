@@ -1,0 +1,52 @@
+"""Packing loses nothing; what is predicted is what the floor counts."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from course_lib.algorithms import pretrain
+
+documents = st.lists(st.lists(st.integers(3, 50), min_size=1, max_size=14).map(lambda d: [1, *d, 2]), min_size=1, max_size=40)
+
+
+@given(documents)
+def test_packing_keeps_every_document_whole(docs):
+    rows = pretrain.pack(docs, 16, 0)
+    found = Counter()
+    for row in rows.tolist():
+        text = [t for t in row if t]
+        assert row == text + [0] * (16 - len(text))  # padding on the right only
+        while text:
+            end = text.index(2)
+            found[tuple(text[: end + 1])] += 1
+            text = text[end + 1 :]
+    assert found == Counter(map(tuple, docs))
+
+
+@given(documents)
+def test_packing_uses_no_more_rows_than_first_fit_needs(docs):
+    rows = pretrain.pack(docs, 16, 0)
+    assert len(rows) <= len(docs)
+    half_empty = sum(1 for row in rows if (row != 0).sum() <= 8)
+    assert half_empty <= 1  # two of them would have shared a row
+
+
+def test_predicted_tokens():
+    ids = torch.tensor([[1, 5, 6, 2, 1, 7, 2, 0]])
+    assert pretrain.predicted(ids, 0, 1).tolist() == [[False, True, True, True, False, True, True, False]]
+
+
+@pytest.mark.parametrize("docs, message", [([], "no documents"), ([[1, 2], []], "document 1 has 0"), ([[3] * 17], "document 0 has 17")])
+def test_bad_documents_are_refused(docs, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain.pack(docs, 16, 0)
+
+
+def test_evaluation_does_not_depend_on_the_batch(tiny_lm):
+    model, _ = tiny_lm
+    docs = [[1, *range(10, 10 + n), 2] for n in range(3, 12)]
+    together = pretrain.evaluate(model, docs, "fp32")
+    alone = [(pretrain.evaluate(model, [d], "fp32"), len(d) - 1) for d in docs]
+    assert together == pytest.approx(sum(l * n for l, n in alone) / sum(n for _, n in alone), rel=1e-5)

@@ -1,0 +1,152 @@
+"""The next-token loop: resuming, accumulating, stopping."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from course_lib.algorithms import pretrain, training
+from course_lib.lm.model import build_lm
+
+DOCUMENTS = [[1, *range(10, 10 + n), 2] for n in (3, 7, 5, 9, 4, 6, 8, 3, 5, 7, 6, 4)] * 3
+
+
+@pytest.fixture
+def model(tiny_lm, device):
+    return build_lm(tiny_lm[1], (32, 2, 2, 64), device=device)
+
+
+def config(**changes):
+    return pretrain.PretrainConfig(**({"context": 16, "batch_size": 4, "precision": "fp32", "checkpoint_every": 2} | changes))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumes_after_a_kill_to_equal_bits(model, tmp_path, optimizer):
+    whole = copy.deepcopy(model)
+    expected = pretrain.train(whole, DOCUMENTS, config(epochs=2, optimizer=optimizer), held_out=DOCUMENTS[:4])
+
+    class Killed(BaseException):
+        pass
+
+    def kill(step):
+        if step >= 5:
+            raise Killed
+        return {}
+
+    first = copy.deepcopy(model)
+    with pytest.raises(Killed):
+        pretrain.train(first, DOCUMENTS, config(epochs=2, optimizer=optimizer), held_out=DOCUMENTS[:4],
+                       checkpoint=tmp_path / "c", watch=kill)
+    second = copy.deepcopy(model)
+    history = pretrain.train(second, DOCUMENTS, config(epochs=2, optimizer=optimizer), held_out=DOCUMENTS[:4],
+                             checkpoint=tmp_path / "c")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters()))
+    assert history == expected
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_crash_between_the_renames_loses_nothing(model, tmp_path):
+    optimizers = training.make_optimizers(model, 1e-3)
+    training.save_checkpoint(tmp_path / "c", model, optimizers, {"step": 4})
+    (tmp_path / "c").rename(tmp_path / "c.old")
+    assert training.load_checkpoint(tmp_path / "c", model, optimizers) == {"step": 4}
+
+
+def test_a_checkpoint_of_another_config_is_refused(model, tmp_path):
+    optimizers = training.make_optimizers(model, 1e-3, kind="muon")
+    training.save_checkpoint(tmp_path / "c", model, optimizers, {"config": {}, "step": 1})
+    with pytest.raises(ValueError, match="another config"):
+        pretrain.train(model, DOCUMENTS, config(), checkpoint=tmp_path / "c")
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_pitfall_accumulated_micro_batches_equal_the_full_batch(model, micro):
+    whole, split = copy.deepcopy(model), copy.deepcopy(model)
+    ids = pretrain.pack(DOCUMENTS, 16, 0)[:4].to(model.device)
+    mask = pretrain.predicted(ids, 0, 1)
+    (training.loss_sum(whole, ids, mask, "fp32") / mask[:, 1:].sum()).backward()
+    for i, m in zip(ids.split(micro), mask.split(micro)):
+        (training.loss_sum(split, i, m, "fp32") / mask[:, 1:].sum()).backward()
+    for a, b in zip(whole.parameters(), split.parameters()):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def test_micro_batch_size_changes_nothing(model):
+    whole, split = copy.deepcopy(model), copy.deepcopy(model)
+    pretrain.train(whole, DOCUMENTS, config(optimizer="adamw", lr=1e-3))
+    pretrain.train(split, DOCUMENTS, config(optimizer="adamw", lr=1e-3, micro_batch_size=1))
+    for a, b in zip(whole.parameters(), split.parameters()):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_nan_stops_with_a_clear_error_and_the_last_good_checkpoint(model, tmp_path):
+    def poison(step):
+        if step == 4:
+            with torch.no_grad():
+                model.model.norm.weight.fill_(float("nan"))
+        return {}
+
+    with pytest.raises(training.TrainingDiverged, match=r"step 4: loss nan.*last good checkpoint is in .*c"):
+        pretrain.train(model, DOCUMENTS, config(epochs=3, evaluations=100), checkpoint=tmp_path / "c", watch=poison)
+    fresh = build_lm(type("T", (), {"__len__": lambda s: model.config.vocab_size, "pad_token_id": 0, "bos_token_id": 1,
+                                    "eos_token_id": 2})(), (32, 2, 2, 64), device=model.device)
+    state = training.load_checkpoint(tmp_path / "c", fresh, training.make_optimizers(fresh, 1e-3, kind="muon"))
+    assert state["step"] == 4 and all(torch.isfinite(p).all() for p in fresh.parameters())
+
+
+def test_a_bad_gradient_leaves_the_weights_alone(model):
+    optimizers = training.make_optimizers(model, 1e-3)
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("inf"))
+    with pytest.raises(training.TrainingDiverged):
+        training.take_step(optimizers, 1e-3, 1.0, 1.0, "step 0")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_ctrl_c_leaves_evaluation_mode_and_passes_on(model):
+    def stop(step):
+        if step:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(model, DOCUMENTS, config(), watch=stop)
+    assert not model.training
+
+
+def test_training_lowers_the_loss(model):
+    history = pretrain.train(model, DOCUMENTS, config(epochs=4), held_out=DOCUMENTS[:12])
+    looks = [e["held_out"] for e in history if "held_out" in e]
+    assert looks[0] == pytest.approx(math.log(model.config.vocab_size), abs=0.3)
+    assert looks[-1] < looks[0] - 1
+
+
+def test_schedule_by_hand():
+    factors = [training.warmup_cosine(s, 10, 2, floor=0.0) for s in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(0.5) and factors == sorted(factors[:1]) + sorted(factors[1:], reverse=True)
+
+
+def test_muon_takes_the_inner_matrices_and_adamw_the_rest(model):
+    adamw, muon = training.make_optimizers(model, 1e-3, kind="muon", weight_decay=0.1)
+    inner = {id(p) for g in muon.param_groups for p in g["params"]}
+    names = {n for n, p in model.named_parameters() if id(p) in inner}
+    assert names == {n for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n}
+    everything = inner | {id(p) for g in adamw.param_groups for p in g["params"]}
+    assert everything == {id(p) for p in model.parameters()}
+    assert all(p.ndim == 2 or g["weight_decay"] == 0 for g in adamw.param_groups for p in g["params"])
+
+
+def test_bad_settings_are_refused(model):
+    with pytest.raises(ValueError, match="adamw"):
+        training.make_optimizers(model, 1e-3, kind="sgd")
+    with pytest.raises(ValueError, match="nothing to train"):
+        training.make_optimizers(copy.deepcopy(model).requires_grad_(False), 1e-3)
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        training.mean_loss(model, [])
+    nothing = (torch.ones(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="without a single token"):
+        training.fit(model, lambda e: [nothing], config(), label="test")
