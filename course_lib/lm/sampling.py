@@ -281,20 +281,18 @@ def draw_tokens(logits: Tensor, u: Tensor, *, temperature: float, top_k: int, to
 
 
 def uniforms(seed: int, rows: Tensor, steps: int) -> Tensor:
-    """Numbers in [0, 1) that depend on (seed, row, step) alone: (R,) -> (R, steps) float32.
-
-    SplitMix64's mixing function (Steele, Lea and Flood 2014) on a counter. 23 bits, so that u * total < total always.
-    """
-
-    def mix(x: Tensor) -> Tensor:  # int64 wraps around; the constants are unsigned in the paper, >> needs the mask
-        x = x + (0x9E3779B97F4A7C15 - 2**64)
-        x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
-        x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
-        return x ^ ((x >> 31) & (2**33 - 1))
-
+    """Numbers in [0, 1) that depend on (seed, row, step) alone: (R,) -> (R, steps) float32."""
     start = torch.tensor(seed % 2**63, device=rows.device)
     bits = mix(mix(mix(start) + rows[:, None]) + torch.arange(steps, device=rows.device))  # (R, steps) int64
-    return ((bits >> 41) & (2**23 - 1)).float() / 2**23
+    return ((bits >> 41) & (2**23 - 1)).float() / 2**23  # 23 bits, so that u * total < total after rounding
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64 (Steele, Lea and Flood 2014) on int64, which wraps around; a masked >> is its unsigned shift."""
+    x = x + (0x9E3779B97F4A7C15 - 2**64)
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    return x ^ ((x >> 31) & (2**33 - 1))
 
 
 def _ends(ids: Tensor, *, tokenizer: PreTrainedTokenizerBase, eos: Tensor, stop: Sequence[str]) -> Tensor:
