@@ -1,6 +1,7 @@
-"""Show a function of the course inside a notebook, so that the page and the package can never disagree."""
+"""What the notebooks teach with: the source of a function of the course, and the way to a real model."""
 
 import inspect
+import os
 import textwrap
 from collections.abc import Callable
 
@@ -52,3 +53,14 @@ def _in_notebook() -> bool:
     from IPython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None
+
+
+def real_model(suggestion: str) -> str | None:
+    """The hub name or folder in $COURSE_REAL_MODEL; without it None, and a line that says how to get there.
+
+    Nothing is downloaded unless somebody asks for it: a notebook runs the same with and without a network.
+    """
+    name = os.environ.get("COURSE_REAL_MODEL", "")
+    if not name:
+        print(f"Skipped: no real model is named. COURSE_REAL_MODEL={suggestion} makes this cell load and use it.")
+    return name or None
