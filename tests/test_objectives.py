@@ -56,7 +56,8 @@ def test_pitfall_accumulation_of_unequal_micro_batches(rows, part, random):
 
 
 def test_losses_are_float32_for_half_precision_logits():
-    assert objectives.token_losses(torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.long)).dtype == torch.float32
+    losses = objectives.token_losses(torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.long))
+    assert losses.dtype == torch.float32
 
 
 def test_temperature_and_top_k_by_hand():

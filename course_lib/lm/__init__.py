@@ -7,6 +7,6 @@ from course_lib.lm.sampling import Rollouts, sample
 from course_lib.lm.tokenizer import encode_documents, train_tokenizer
 
 __all__ = [
-    "Rollouts", "autocast", "best_device", "build_lm", "completion_logprobs", "encode_documents", "load_lm", "sample", "save_lm",
-    "token_logprobs", "train_tokenizer",
+    "Rollouts", "autocast", "best_device", "build_lm", "completion_logprobs", "encode_documents", "load_lm", "sample",
+    "save_lm", "token_logprobs", "train_tokenizer",
 ]

@@ -38,7 +38,8 @@ def test_predicted_tokens():
     assert pretrain.predicted(ids, 0, 1).tolist() == [[False, True, True, True, False, True, True, False]]
 
 
-@pytest.mark.parametrize("docs, message", [([], "no documents"), ([[1, 2], []], "document 1 has 0"), ([[3] * 17], "document 0 has 17")])
+@pytest.mark.parametrize("docs, message", [
+    ([], "no documents"), ([[1, 2], []], "document 1 has 0"), ([[3] * 17], "document 0 has 17")])
 def test_bad_documents_are_refused(docs, message):
     with pytest.raises(ValueError, match=message):
         pretrain.pack(docs, 16, 0)

@@ -50,7 +50,7 @@ def test_c6_unknown_facts_fit_slower_and_cost_known_ones():
 def test_c7_unknown_places_are_made_up_and_abstention_data_lower_that():
     study = artifacts.result("abstention")
     made_up = np.array(study["unseen"]["made_up"])  # (dose, seed)
-    assert study["doses"][0] == 0 and (made_up[0] > 0.9).all()
+    assert study["doses"][0] == 0 and (made_up[0] > 0.8).all()
     assert interval(made_up[0] - made_up[-1]).lo > 0.3
 
 
