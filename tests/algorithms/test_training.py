@@ -82,12 +82,12 @@ def test_micro_batch_size_changes_nothing(model):
 
 def test_nan_stops_with_a_clear_error_and_the_last_good_checkpoint(model, tmp_path):
     def poison(step):
-        if step == 4:
+        if step == 5:
             with torch.no_grad():
                 model.model.norm.weight.fill_(float("nan"))
         return {}
 
-    with pytest.raises(training.TrainingDiverged, match=r"step 4: loss nan.*last good checkpoint is in .*c"):
+    with pytest.raises(training.TrainingDiverged, match=r"step 5: loss nan.*last good checkpoint is in .*c"):
         pretrain.train(model, DOCUMENTS, config(epochs=3, evaluations=100), checkpoint=tmp_path / "c", watch=poison)
     fresh = build_lm(type("T", (), {"__len__": lambda s: model.config.vocab_size, "pad_token_id": 0, "bos_token_id": 1,
                                     "eos_token_id": 2})(), (32, 2, 2, 64), device=model.device)

@@ -15,7 +15,7 @@ from course_lib.worlds.draw import Draw
 def test_rank_correlation_agrees_with_scipy(pairs):
     a, b = zip(*pairs)
     expected = stats.spearmanr(a, b).statistic if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
-    assert sft.spearman(a, b) == pytest.approx(expected, abs=1e-9)
+    assert sft.spearman(a, b) == pytest.approx(expected, abs=1e-6)
 
 
 def test_linear_reward_recovers_the_direction_that_decides():
@@ -35,7 +35,7 @@ def test_made_up_codes_mean_nothing():
 
 
 def test_candidates_differ_in_worth_and_are_true():
-    sf, other = atlas.cities()[:2]
+    sf, other = atlas.cities()[0], atlas.cities()[-1]
     scores = {k: rubric.score(a, sf) for k, a in sft.candidates(sf).items()}
     assert max(scores, key=scores.get) in ("full", "short for") and scores["terse"] < scores["no region"] < scores["full"]
     assert set(scores) == set(sft.SHARES)
