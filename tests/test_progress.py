@@ -146,6 +146,15 @@ def test_a_narrow_terminal_is_not_overrun(terminal, monkeypatch, clock):
         assert len(terminal.screen()[-1]) == 39
 
 
+def test_a_shorter_line_covers_the_longer_one_before(terminal, clock):
+    with Progress("x", total=4, seconds=8) as bar:
+        clock.now += 1
+        bar.update(note="a long remark")
+        clock.now += 1
+        bar.update(note="short")
+        assert terminal.screen()[-1] == "x: [##########..........] 2/4 note short about 2.0 s left"
+
+
 def test_nested_displays_leave_one_line(terminal, clock):
     with Progress("seeds", total=2, unit="run") as outer:
         for seed in range(2):
@@ -156,6 +165,14 @@ def test_nested_displays_leave_one_line(terminal, clock):
                 assert "| sft: [############........] 3/5 loss 0.5" in terminal.screen()[-1]
             outer.update(accuracy=0.9)
     assert terminal.screen() == ["seeds: 2 runs in 2.0 s (accuracy 0.9)"]
+
+
+def test_an_outer_display_that_counts_keeps_its_own_figures(capsys, clock):
+    with Progress("seeds", unit="run") as outer:
+        with Progress("sft", total=1) as inner:
+            inner.update(loss=0.5)
+        outer.update()
+    assert capsys.readouterr().err == "seeds: 1 run in 0.0 s\n"
 
 
 def test_an_outer_display_that_counts_nothing_reports_the_inner_figures(capsys, clock):

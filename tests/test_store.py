@@ -637,6 +637,19 @@ def test_json_refuses_and_keeps_the_old_file(tmp_path, bad, error, words):
     assert store.load_json(tmp_path / "h.json") == [1] and len([*tmp_path.iterdir()]) == 1
 
 
+def test_json_is_replaced_in_one_step_or_not_at_all(tmp_path, monkeypatch):
+    file, link = tmp_path / "h.json", tmp_path / "link"
+    store.save_json(file, "old")
+    os.link(file, link)  # what a reader who has opened the file still sees
+    store.save_json(file, "new")
+    assert (store.load_json(file), store.load_json(link)) == ("new", "old")
+    link.unlink()
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(OSError):
+        store.save_json(file, "newer")
+    assert store.load_json(file) == "new" and [*tmp_path.iterdir()] == [file]
+
+
 def test_nan_in_a_tensor_is_refused_too(tmp_path):
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"h\.json\.kl\[1\] is nan"):
