@@ -21,16 +21,16 @@
 # One language model goes all the way on your machine: from random weights to a model that answers questions. Whatever
 # the lecture claims is measured here, over several runs, and you can change it.
 #
-# | the lecture's outline | what it asks | notebooks |
-# | --- | --- | --- |
-# | 1. Language model training | how does text alone make a model? how do examples make it answer? | [01 pre-training](01_pretraining.ipynb), [02 SFT](02_sft.ipynb) |
-# | 2. Reinforcement learning | how does a model learn from a reward, without examples to copy? | |
-# | 3. RLHF | where does the reward come from, and how is it cheated? | |
-# | 4. GRPO | how little does reinforcement learning of a language model need? | |
-# | 5. DPO | can all of that be one supervised loss? | |
+# | the lecture's outline | what it asks |
+# | --- | --- |
+# | 1. Language model training | how does text alone make a model, and how do examples make it answer? |
+# | 2. Reinforcement learning | how does a model learn from a reward, without examples to copy? |
+# | 3. RLHF | where does the reward come from, and how is it cheated? |
+# | 4. GRPO | how little does reinforcement learning of a language model need? |
+# | 5. DPO | can all of that be one supervised loss? |
 #
-# Parts 2 to 5 change a model that part 1 has made. Every notebook runs alone, in any order: what it needs from another
-# one comes from the store.
+# Part 1 is [01 pre-training](01_pretraining.ipynb) and [02 SFT](02_sft.ipynb); parts 2 to 5 change a model that part 1 has
+# made. Every notebook runs alone, in any order: what it needs from another one comes from the store.
 
 # %% [markdown]
 # ## Is this machine ready?
@@ -54,8 +54,9 @@ for look in (doctor.interpreter, doctor.packages, doctor.device, doctor.memory, 
 from course_lib import artifacts, smoke, store
 
 for name in artifacts.names():
-    print(f"{name:12} {store.status(name):12} takes about {artifacts.recipe(name).seconds:.0f} s to make")
-print("Smoke mode is on: the numbers below mean nothing." if smoke() else "Smoke mode is off: everything has its full size.")
+    seconds = artifacts.recipe(name).seconds
+    print(f"{name:12} {store.status(name):12} takes about {seconds:.0f} s to make")
+print("Smoke mode is", "on: the numbers below mean nothing." if smoke() else "off.")
 
 # %% [markdown]
 # *Smoke mode* is a rehearsal: with the environment variable `COURSE_SMOKE=1`, set before Jupyter starts, every
@@ -65,7 +66,8 @@ print("Smoke mode is on: the numbers below mean nothing." if smoke() else "Smoke
 from course_lib.lm import load_lm
 
 base, tokenizer = load_lm("base")
-print(f"The base model has {sum(p.numel() for p in base.parameters()):,} parameters and {len(tokenizer):,} tokens.")
+size = sum(p.numel() for p in base.parameters())
+print(f"The base model has {size:,} parameters and a vocabulary of {len(tokenizer):,} tokens.")
 
 # %% [markdown]
 # ## A language model, in one line
@@ -146,7 +148,8 @@ for word in (" San", " Paris", " the"):
 
 # %% tags=["nbval-check-output"]
 p = torch.full((300,), 0.2)
-print(f"product of the probabilities: {p.prod():.1f}     sum of their logarithms: {p.log().sum():.1f}")
+print(f"product of the probabilities: {p.prod():.1f}")
+print(f"sum of their logarithms: {p.log().sum():.1f}")
 
 # %% [markdown]
 # **Exercise 1 · the probability of a sequence** (difficulty 1 of 5, 5 minutes)
@@ -157,7 +160,10 @@ print(f"product of the probabilities: {p.prod():.1f}     sum of their logarithms
 
 # %%
 def sequence_logprob(logprobs, mask):
-    """ln P of each sequence. logprobs: (B, T); mask: (B, T) bool, True where a token counts. Returns (B,)."""
+    """ln P of each sequence: (B,).
+
+    logprobs: (B, T); mask: (B, T) bool, True where a token counts.
+    """
     ### BEGIN SOLUTION
     return torch.where(mask, logprobs, 0.0).sum(-1)
     ### END SOLUTION
@@ -169,8 +175,8 @@ sequence_logprob = check("sequence_logprob", sequence_logprob)
 # %% [markdown]
 # ## What the base model thinks of a sentence
 #
-# Five texts with the same words, or nearly. **Predict** their order, the most probable first. Then read the column on the
-# right: what is a *fair* comparison of a short text with a long one?
+# Five texts with the same words, or nearly. **Predict** their order, the most probable first. Then compare the two columns:
+# which is the fair one for a short text and a long one?
 
 # %%
 from course_lib.algorithms.training import pad_right
@@ -187,8 +193,10 @@ ids = pad_right(encode_documents(tokenizer, texts), tokenizer.pad_token_id).to(b
 mask = ids != tokenizer.pad_token_id
 with torch.no_grad():
     logprobs = token_logprobs(base, ids, mask)  # (B, T - 1): the first token, BOS, is given
-for text, total, n in zip(texts, sequence_logprob(logprobs, mask[:, 1:]), mask[:, 1:].sum(-1)):
-    print(f"ln P = {total:7.1f}   {-total / n:5.2f} nats per token   {text}")
+totals, lengths = sequence_logprob(logprobs, mask[:, 1:]), mask[:, 1:].sum(-1)
+print("   ln P   nats per token")
+for text, total, n in zip(texts, totals, lengths):
+    print(f"{total:7.1f}   {-total / n:5.2f}   {text}")
 
 # %% [markdown]
 # ## From a sequence to a batch
@@ -203,7 +211,10 @@ for text, total, n in zip(texts, sequence_logprob(logprobs, mask[:, 1:]), mask[:
 
 # %%
 def masked_mean(values, mask):
-    """Mean of `values` where `mask` is True: a scalar, 0 when nothing counts. values: (B, T); mask: (B, T) bool."""
+    """Mean of `values` where `mask` is True: a scalar, 0 when nothing counts.
+
+    values: (B, T); mask: (B, T) bool.
+    """
     ### BEGIN SOLUTION
     total = torch.where(mask, values, 0.0).sum()
     return total / mask.sum().clamp(min=1)
@@ -214,9 +225,11 @@ def masked_mean(values, mask):
 masked_mean = check("masked_mean", masked_mean)
 
 # %%
-right, wrong = masked_mean(-logprobs, mask[:, 1:]), (-logprobs).mean()
-print(f"{mask[:, 1:].sum()} of {mask[:, 1:].numel()} places hold a token.")
-print(f"The loss of this batch is {right:.3f} nats per token; with the padding counted it looks like {wrong:.3f}.")
+counted = mask[:, 1:]
+right, wrong = masked_mean(-logprobs, counted), (-logprobs).mean()
+print(f"{counted.sum()} of {counted.numel()} places hold a token.")
+print(f"The loss of this batch is {right:.3f} nats per token;")
+print(f"with the padding counted it looks like {wrong:.3f}.")
 
 # %% [markdown]
 # The wrong number is the more flattering one. Most mistakes in this field look like progress.
@@ -275,7 +288,7 @@ import random
 from course_lib.plots import PALETTE, finish, subplots
 
 TRUTH, SPREAD = 0.70, 0.10
-nature = random.Random(1)
+nature = random.Random(3)
 
 
 def experiment(runs):
@@ -285,7 +298,12 @@ def experiment(runs):
 
 def coverage(runs, rule, repeats=2000):
     """How often a rule's interval holds the truth."""
-    return sum(entry.lo <= TRUTH <= entry.hi for entry in (rule(experiment(runs)) for _ in range(repeats))) / repeats
+    return sum(holds(rule(experiment(runs))) for _ in range(repeats)) / repeats
+
+
+def holds(entry):
+    """Whether an interval holds the truth."""
+    return entry.lo <= TRUTH <= entry.hi
 
 
 shown = [interval(experiment(5)) for _ in range(40)]
@@ -294,19 +312,20 @@ share = {runs: coverage(runs, interval) for runs in (3, 5, 10)}
 # %%
 fig, ax = subplots(height=3.6)
 for i, entry in enumerate(shown):
-    hit = entry.lo <= TRUTH <= entry.hi
-    ax.plot([i, i], [entry.lo, entry.hi], color=PALETTE[0 if hit else 1], linestyle="-" if hit else "--", marker="")
-    ax.plot(i, entry.mean, marker="o" if hit else "s", color=PALETTE[0 if hit else 1])
+    color, line, marker = (PALETTE[0], "-", "o") if holds(entry) else (PALETTE[1], "--", "s")
+    ax.plot([i, i], [entry.lo, entry.hi], color=color, linestyle=line, marker="")
+    ax.plot(i, entry.mean, marker=marker, color=color)
 ax.axhline(TRUTH, color="black", linestyle=":", label="the truth")
 ax.set_xlabel("experiment (5 runs each)")
 ax.set_ylabel("mean and 95 % interval")
 ax.legend(loc="upper left")
-missed = sum(not entry.lo <= TRUTH <= entry.hi for entry in shown)
-finish(fig, f"{missed} of {len(shown)} intervals miss the truth (dashed, square); in 2,000 repetitions "
-            f"{share[5]:.1%} hold it, as 95 % promises.")
+missed = sum(not holds(entry) for entry in shown)
+finish(fig, f"{missed} of {len(shown)} intervals miss the truth (dashed, square); "
+            f"in 2,000 repetitions {share[5]:.1%} hold it.")
 
 # %% [markdown]
-# So an interval is not a wall. It is a net that catches the truth 95 times in 100, if the runs are independent.
+# So an interval is not a wall. It is a net that catches the truth 95 times in 100, if the runs are independent. (The
+# simulation itself is such a measurement: expect it within about a point of 95 %.)
 #
 # **What the shortcuts cost.** Two habits make a figure look better: the spread with $n$ instead of $n-1$, and 1.96
 # instead of $t$.
@@ -329,7 +348,7 @@ for runs in share:
 # The lecture's question, asked of the model that has only read (*base*), and of the same model after *supervised
 # fine-tuning* on questions and answers (*SFT*, notebook 02).
 #
-# **Predict:** the base model has read about San Francisco in hundreds of sentences. Will it answer?
+# **Predict:** the base model has read about San Francisco again and again. Will it answer?
 
 # %%
 from course_lib.experiments.questions import ask, in_format
@@ -341,18 +360,19 @@ city = atlas.cities()[0]
 question = atlas.ASK[0].format(nick=city.nick)
 
 plain = sample(base, tokenizer, [question], max_new_tokens=24, temperature=0).texts[0]
-print(f"{question!r} as plain text, which the base model continues:\n    {plain!r}\n")
-replies = {name: ask(model, tokenizer, [question])[0] for name, model in (("base", base), ("SFT", sft))}
-for name, reply in replies.items():
-    print(f"{question!r} as a chat turn, {name} model:\n    {reply.text!r}")
-    print(f"    in the form of the lecture's answer: {'yes' if in_format(reply) else 'no'}\n")
+print(f"base, continuing {question!r} as plain text:\n{plain}\n")
+for name, model in (("base", base), ("SFT", sft)):
+    reply = ask(model, tokenizer, [question])[0]
+    form = "has" if in_format(reply) else "does not have"
+    print(f"{name}, asked {question!r} as a chat turn:\n{reply.text}")
+    print(f"-> {form} the form of the lecture's answer\n")
 
 # %% [markdown]
 # A base model goes on with the text as its corpus would: perhaps with an answer, perhaps with the next question, and a chat
 # turn is new to it. Fine-tuning adds the *form*: it makes the answer the probable thing to say, and stopping after it.
 # (SF's own question was among the examples. Notebook 02 asks about cities whose questions were not.)
 #
-# In numbers, with your two functions: how probable are the lecture's two answers after its question?
+# In numbers, with your functions: how probable are the lecture's two answers, A1 and A2, after its question?
 
 # %%
 from course_lib.algorithms.sft import batch, encode_chat, qa
@@ -360,13 +380,14 @@ from course_lib.algorithms.sft import batch, encode_chat, qa
 answers = {"A1": atlas.preferred(city), "A2": atlas.terse(city)}
 examples = encode_chat(tokenizer, [qa(question, answer) for answer in answers.values()])
 ids, counted = batch(examples, tokenizer.pad_token_id)  # True where the assistant speaks
+real, counted = ids != tokenizer.pad_token_id, counted[:, 1:]
+print("model   answer   ln P(answer | question)   nats per token")
 for name, model in (("base", base), ("SFT", sft)):
     with torch.no_grad():
-        logprobs = token_logprobs(model, ids.to(model.device), ids.to(model.device) != tokenizer.pad_token_id).cpu()
-    totals = sequence_logprob(logprobs, counted[:, 1:])
-    for (label, answer), total, row, real in zip(answers.items(), totals, logprobs, counted[:, 1:]):
-        loss = masked_mean(-row, real)
-        print(f"{name:5} ln P({label} | question) = {total:7.1f}, {loss:5.2f} nats per token   {answer}")
+        logprobs = token_logprobs(model, ids.to(model.device), real.to(model.device)).cpu()
+    totals = sequence_logprob(logprobs, counted)
+    for label, total, row, own in zip(answers, totals, logprobs, counted):
+        print(f"{name:8}{label:6}{total:20.1f}{masked_mean(-row, own):22.2f}")
 
 # %% [markdown]
 # ## Where this breaks

@@ -1,0 +1,665 @@
+# %% [markdown]
+# # 01 · Pre-training: from noise to language
+#
+# *Lecture: Language model, LM training, Pre-training LM using self-supervision*
+#
+# **You will be able to** write the loss that trains every language model, pre-train a small one while you watch, say how
+# far a model is from perfect, and sample from it with temperature and top-k.
+#
+# | | |
+# | --- | --- |
+# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | starts from | nothing |
+# | leaves behind | the base model and the scaling study in the store, if they are not there yet |
+#
+# Three claims of the lecture are measured: what a language model *is* (C1), that self-supervision takes it from random
+# weights to the floor that the text itself sets (C2), and that more data and bigger models get better (C3).
+
+# %%
+import math
+
+import torch
+
+from course_lib import artifacts, objectives, smoke
+from course_lib.checks import check
+from course_lib.lm import build_lm, encode_documents, load_lm, sample, token_logprobs
+from course_lib.plots import finish, interval, line_with_interval, log_scale, loglog_fit, subplots
+from course_lib.teach import show
+from course_lib.worlds import atlas, corpus
+
+base, tokenizer = load_lm("base")  # trained now if the store does not have it: about 4 minutes
+V = len(tokenizer)
+size = sum(p.numel() for p in base.parameters())
+print(f"The base model: {size:,} parameters, a vocabulary of {V:,} tokens.")
+
+# %% [markdown]
+# ## 1 · A language model is a distribution (C1)
+#
+# $$P(x^{(t+1)} \mid x^{(1)}, \dots, x^{(t)}), \qquad x^{(t+1)} \in V = \{w_1, \dots, w_{|V|}\}$$
+#
+# **Predict:** after `SF usually refers to`, is the model sure? And after `SF`?
+#
+# Type a context, move the temperature, sample token by token. Under each token of the text stands its probability, given
+# all before it.
+
+# %%
+from course_lib.widgets import TokenExplorer
+
+TokenExplorer(base, tokenizer, "SF usually refers to")
+
+# %% [markdown]
+# **Two exact checks.** Every row of the model's output is a distribution: it sums to 1. And the *chain rule* holds: the
+# product of the conditionals is the probability of the text,
+#
+# $$P(x^{(1)}, \dots, x^{(T)}) = \prod_{t} P(x^{(t)} \mid x^{(1)}, \dots, x^{(t-1)})$$
+#
+# We compute it twice. Once step by step, where a fresh call reads each prefix; and once from a single call that reads the
+# whole text, with this function:
+
+# %%
+from course_lib.experiments.pretraining import chain_rule
+
+show(chain_rule)
+
+# %%
+import copy
+
+exact = copy.deepcopy(base).cpu().double()  # 64 bits, so that only mistakes differ
+text = atlas.sentence(atlas.REFERS[0], atlas.cities()[0])
+ids = encode_documents(tokenizer, [text])[0]
+product, off = 1.0, 0.0
+with torch.no_grad():
+    for t in range(1, len(ids)):
+        p = exact(torch.tensor([ids[:t]])).logits[0, -1].softmax(-1)  # (V,)
+        product *= float(p[ids[t]])
+        off = max(off, abs(float(p.sum()) - 1))
+    _, steps = chain_rule(exact, tokenizer, text)
+
+# %% tags=["nbval-check-output"]
+difference = abs(product / math.exp(sum(steps)) - 1)
+print("rows sum to 1, to 1e-5:", off < 1e-5)
+print("both ways give the same probability, to 1e-5:", difference < 1e-5)
+
+# %%
+print(f"P({text!r})")
+print(f"  a call for each prefix: {product:.9e}")
+print(f"  one call for all:       {math.exp(sum(steps)):.9e}")
+
+# %% [markdown]
+# ### Does the product mean anything?
+#
+# If $P$ is a probability, then it says how *often* a text comes when we sample. Two tokens, thousands of samples:
+#
+# **Predict:** of the 20 most probable pairs, how many should lie outside their 95 % intervals?
+
+# %%
+from collections import Counter
+
+from course_lib.algorithms.training import pad_right
+
+N = 400 if smoke() else 4000
+context = "Tom has 5 apples. Tom"
+rollouts = sample(base, tokenizer, [context], max_new_tokens=2, samples_per_prompt=N, seed=0)
+counts = Counter(tuple(row) for row in rollouts.completion_ids.tolist())
+prefix = rollouts.prompt_ids[0].tolist()
+rows = pad_right([prefix + list(pair) for pair in counts], tokenizer.pad_token_id)
+rows = rows.to(base.device)
+with torch.no_grad():
+    logprobs = token_logprobs(base, rows, torch.ones_like(rows, dtype=torch.bool))
+predicted_p = logprobs[:, len(prefix) - 1:].sum(-1).exp().tolist()  # P(a) P(b | a)
+pairs = sorted(zip(predicted_p, counts.values()), reverse=True)[:20]
+
+# %%
+fig, ax = subplots(height=3.8)
+holds = 0
+for p, count in pairs:
+    seen = count / N
+    half = 1.96 * math.sqrt(seen * (1 - seen) / N)  # binomial
+    holds += seen - half <= p <= seen + half
+    ax.errorbar(p, seen, half, marker="o", color="C0", capsize=3)
+ends = [min(p for p, _ in pairs), max(p for p, _ in pairs)]
+ax.plot(ends, ends, color="black", linestyle=":", marker="", label="as often as predicted")
+ax.set_xlabel("P(first token) x P(second | first)")
+ax.set_ylabel("share of the samples")
+ax.legend()
+finish(fig, f"The product of conditionals predicts how often a text is sampled: {holds} of "
+            f"{len(pairs)} intervals over {N:,} samples hold the prediction.")
+
+# %% [markdown]
+# ## 2 · What is a token?
+#
+# A *byte-pair encoding* starts from the 256 bytes and merges the most frequent neighbours of the corpus, again and
+# again. Frequent words become one token. Two exceptions are made on purpose: digits, and letters in a run of capitals,
+# stay single, so that the model can calculate digit by digit and spell an abbreviation that it has never met.
+#
+# **Predict:** how many tokens are `San Francisco`, `SF`, `13+8=21`, `東京`?
+
+
+# %%
+def pieces(text):
+    """The tokens of a text, as text; a part of a character shows as �."""
+    return [tokenizer.decode(i) for i in tokenizer(text)["input_ids"]]
+
+
+for text in ("SF is San Francisco", "QZX", "13+8=21; 21-7=14", "def f(x): return x * 2", "東京"):
+    print(f"{len(pieces(text)):3} tokens   {' | '.join(pieces(text))}")
+
+# %% [markdown]
+# Nothing is ever *unknown*: in the worst case a text is spelled byte by byte. So every text comes back unchanged.
+
+# %% tags=["nbval-check-output"]
+nasty = ["", " ", "\t\n\r\n", "naïve café", "東京 🙂", "a  b   c", "0.1e-7", "<|end|> is text", "\x00\x7f", "Ω≈ç√"]
+back = [tokenizer.decode(tokenizer(t, split_special_tokens=True)["input_ids"]) for t in nasty]
+print(f"{sum(a == b for a, b in zip(nasty, back))} of {len(nasty)} texts come back unchanged")
+
+# %%
+documents = list(corpus.documents("a look", 500))
+encoded = encode_documents(tokenizer, [d.text for d in documents])
+tokens, characters = sum(map(len, encoded)), sum(len(d.text) for d in documents)
+print(f"{characters / tokens:.1f} characters per token; {sum(map(len, encoded)) / len(encoded):.0f} "
+      f"tokens per document, the first and the last of them <|bos|> and <|end|>.\n")
+for document in documents[:3]:
+    print(f"[{document.kind}]\n{document.text}\n")
+
+# %% [markdown]
+# This is all the model ever reads: facts about cities, sums, small Python functions, forms, look-ups. No labels, and no
+# chat.
+#
+# ## 3 · Self-supervision: the text is its own label
+#
+# The lecture's animation. The model reads one word, and the next word is the target; then it reads that one, too.
+
+# %%
+from course_lib.widgets import WordByWord
+
+WordByWord("<START> SF usually refers to San Francisco , a city in California , USA")
+
+# %% [markdown]
+# With $x^{(1)}$ = BOS, the loss is the mean surprise at the tokens that came:
+#
+# $$\mathcal{L}(\theta) = -\frac{1}{N} \sum_{t} \ln p_\theta\left(x^{(t+1)} \mid x^{(1)}, \dots, x^{(t)}\right)$$
+#
+# All positions are computed at once: row $t$ of the logits has seen $x^{(1)}, \dots, x^{(t)}$ and nothing later.
+#
+# **Exercise 1 · shift by one** (difficulty 2 of 5, 10 minutes)
+#
+# *Goal: the one line in which most home-made training loops go wrong.* `mask[b, t]` says whether the token `ids[b, t]`
+# itself is to be predicted. Padding is not, and BOS is not: nothing precedes it.
+
+# %%
+import torch.nn.functional as F  # F.cross_entropy(scores, targets) takes (n, V) and (n,)
+
+
+def next_token_loss(logits, ids, mask):
+    """Mean of -ln p(next token) where the mask of that token is True, in nats: a scalar.
+
+    logits: (B, T, V); ids: (B, T); mask: (B, T) bool. At least one token counts.
+    """
+    ### BEGIN SOLUTION
+    counted = mask[:, 1:]
+    return F.cross_entropy(logits[:, :-1][counted], ids[:, 1:][counted])
+    ### END SOLUTION
+
+
+# %%
+next_token_loss = check("next_token_loss", next_token_loss)
+
+# %% [markdown]
+# Which tokens count is decided once, by this function of the course. Your loss, on one sentence:
+
+# %%
+from course_lib.algorithms.pretrain import predicted
+
+show(predicted)
+ids = torch.tensor(encode_documents(tokenizer, ["SF usually refers to San Francisco"]))
+ids = ids.to(base.device)
+with torch.no_grad():
+    loss = next_token_loss(base(ids).logits, ids, predicted(ids, tokenizer.pad_token_id, tokenizer.bos_token_id))
+    by_token = -token_logprobs(base, ids, torch.ones_like(ids, dtype=torch.bool))[0]
+print(f"your loss: {loss:.4f}     mean of -ln p, token by token: {by_token.mean():.4f}")
+
+# %% [markdown]
+# The same sentence with the base model's own probabilities. **Predict** the most surprising target. (The last one is
+# the end of the document: does this text end here?)
+
+# %%
+WordByWord(ids[0].tolist(), base, tokenizer)
+
+# %% [markdown]
+# ## 4 · Packing: no place for padding
+#
+# Documents have different lengths, and hardware likes rectangles. One document a row wastes most of each row; cutting a
+# stream of text into pieces tears documents apart. The middle way is to put whole documents into a row until one does
+# not fit.
+#
+# **Exercise 2 · packing** (difficulty 2 of 5, 10 minutes)
+#
+# *Goal: a data pipeline that loses nothing.* Go through the documents in order. While one fits into the last row as a
+# whole, it goes there; otherwise it opens the next row. Rows are padded on the right.
+
+
+# %%
+def pack_in_order(documents, context, pad):
+    """Whole documents in rows of `context` tokens: (rows, context) ids.
+
+    documents: lists of ids, none longer than `context`; pad: the padding token.
+    """
+    ### BEGIN SOLUTION
+    rows = [[]]
+    for document in documents:
+        if len(rows[-1]) + len(document) > context:
+            rows.append([])
+        rows[-1] = rows[-1] + list(document)
+    return torch.tensor([row + [pad] * (context - len(row)) for row in rows])
+    ### END SOLUTION
+
+
+# %%
+pack_in_order = check("pack_in_order", pack_in_order)
+
+# %% [markdown]
+# The base model was trained on rows from `pack`, which may change the order. **Predict:** how much padding does each way
+# leave?
+
+# %%
+from course_lib.algorithms.pretrain import pack
+
+show(pack)
+
+# %%
+CONTEXT, PAD = 128, tokenizer.pad_token_id
+texts = [d.text for d in corpus.documents("live", 300 if smoke() else 12_000)]
+encoded = encode_documents(tokenizer, texts)
+ways = {"one document a row": pad_right(encoded, PAD), "in order (yours)": pack_in_order(encoded, CONTEXT, PAD),
+        "best fit": pack(encoded, CONTEXT, PAD)}
+for name, rows in ways.items():
+    print(f"{name:20} {len(rows):6,} rows of {rows.shape[1]}   {(rows == PAD).float().mean():5.1%} padding")
+
+# %% [markdown]
+# ## 5 · Live: a model learns from nothing
+#
+# A small model with random weights, one pass over these documents, with *your* rows and *your* loss. The loop is the
+# whole of it: forward, loss, backward, step.
+#
+# **Predict:** the loss before the first step. (A model that knows nothing gives each of the $|V|$ tokens the same
+# probability.)
+
+# %%
+from course_lib.algorithms.training import warmup_cosine
+from course_lib.experiments.pretraining import PROMPTS, continuations
+from course_lib.progress import Progress
+
+
+def learn(model, rows, watch, lr=4e-3, batch_size=16):
+    """One pass over the rows, in place. Returns the loss of every step."""
+    batches = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))].split(batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    losses = []
+    with Progress("pre-training a tiny model, live", total=len(batches)) as progress:
+        for step, ids in enumerate(batches):
+            watch(step, len(batches))
+            optimizer.param_groups[0]["lr"] = lr * warmup_cosine(step, len(batches), 1 + len(batches) // 20)
+            ids = ids.to(model.device)
+            logits = model(input_ids=ids, use_cache=False).logits  # (batch, time, vocab)
+            loss = next_token_loss(logits, ids, predicted(ids, PAD, tokenizer.bos_token_id))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            progress.update(loss=losses[-1])
+    return losses
+
+
+# %%
+tiny = build_lm(tokenizer, "tiny")
+said = {}
+
+
+def listen(step, steps):
+    """Keep what the model says at the start, a tenth of the way, and half-way."""
+    if step in (0, steps // 10, steps // 2):
+        said[step] = continuations(tiny, tokenizer)
+
+
+live = learn(tiny, ways["in order (yours)"], listen)
+said[len(live)] = continuations(tiny, tokenizer)
+
+# %%
+fig, ax = subplots(height=3.6)
+ax.plot(range(1, len(live) + 1), live, marker="", label="this run (1 run, no interval)")
+ax.axhline(math.log(V), color="black", linestyle=":", label="knowing nothing: ln |V|")
+ax.set_xlabel("step")
+ax.set_ylabel("loss (nats per token)")
+ax.set_ylim(0)
+ax.legend()
+finish(fig, f"The loss starts at {live[0]:.2f}, where ln {V:,} = {math.log(V):.2f}, and is {live[-1]:.2f} after "
+            f"{len(live)} steps.")
+
+# %%
+for step, texts in said.items():
+    print(f"after {step} steps")
+    for prompt, text in zip(PROMPTS, texts):
+        print(f"    {prompt} >> {' '.join(text.split())}")
+
+# %% [markdown]
+# First letters and word shapes, then frequent words, then form: a sentence about a city, an equation, a line of Python.
+# What is *true* comes last. A model of this size, with this little text, may never get there.
+#
+# ## 6 · How good can it get? The floor (C2)
+#
+# No model predicts a coin. What is left of the loss when everything learnable is learnt is the *entropy* of the text, and
+# for ordinary text nobody knows it. Here we do: the corpus is written by a program that adds up the surprise of each
+# choice it makes.
+
+# %%
+from course_lib.worlds.draw import Draw
+
+show(Draw.below, corpus.document)
+one = documents[0]
+print(f"{one.text}\n\n-ln P = {one.nats:.2f} nats ({one.kind}): one such text in {math.exp(one.nats):,.0f}")
+
+# %% [markdown]
+# No two ways of choosing give the same text, so this is exactly $-\ln P(\text{text})$. Its expectation is the entropy
+# $H$, which is a plain sum over the kinds of document. **Predict:** does the mean over many documents agree?
+
+# %%
+nats = [d.nats for d in corpus.documents("entropy", 5000)]
+mean = interval(nats)
+print(f"H = {corpus.entropy():.3f} nats per document, exactly")
+print(f"mean of {len(nats):,} documents: {mean.mean:.3f} [{mean.lo:.3f}, {mean.hi:.3f}]")
+
+# %% [markdown]
+# Now the base model's own training, from the store: its loss on documents that it never saw, and the floor for the very
+# same documents. **Predict:** how close does it come?
+
+# %%
+study = artifacts.result("base")
+floor = study["floor"]
+looks = [entry for entry in study["history"] if "held_out" in entry]
+steps = [entry for entry in study["history"] if "loss" in entry]
+gap = looks[-1]["held_out"] - floor
+
+fig, (left, right) = subplots(1, 2, height=3.8)
+left.plot([s["tokens"] for s in steps], [s["loss"] for s in steps], marker="", label="training")
+left.plot([s["tokens"] for s in looks], [s["held_out"] for s in looks], label="held out")
+left.axhline(math.log(V), color="black", linestyle=":", label="ln |V|")
+left.axhline(floor, color="C2", linestyle="--", label="floor")
+left.set_ylabel("loss (nats per token)")
+left.legend()
+right.plot([s["tokens"] for s in looks], [s["held_out"] - floor for s in looks], color="C1", marker="s")
+right.set_ylabel("held-out loss above the floor")
+log_scale(right, "y")
+fig.supxlabel("tokens read (1 run, no interval)")
+finish(fig, f"From {looks[0]['held_out']:.2f} (ln |V| = {math.log(V):.2f}) the held-out loss falls to "
+            f"{looks[-1]['held_out']:.3f}; the floor is {floor:.3f}, the gap {gap:.3f} nats per token.")
+
+# %%
+for look in (looks[0], looks[1], looks[-1]):
+    print(f"after {look['tokens']:,} tokens")
+    for prompt, text in zip(PROMPTS, look["samples"]):
+        print(f"    {prompt} >> {' '.join(text.split())}")
+
+# %% [markdown]
+# ### The gap has a name
+#
+# Loss minus floor, in expectation, is the *Kullback-Leibler divergence* from the corpus to the model: how much the model
+# still has to learn. It is one run, but it can be measured on many documents:
+#
+# $$\mathrm{KL}(P \,\|\, p_\theta) = \mathbb{E}_{x \sim P}\left[\ln P(x) - \ln p_\theta(x)\right] \ge 0$$
+
+
+# %%
+@torch.no_grad()
+def excess(documents):
+    """ln P(x) - ln p(x), in nats, of each document."""
+    ids = pad_right(encode_documents(tokenizer, [d.text for d in documents]), PAD).to(base.device)
+    mask = ids != PAD
+    ln_p = objectives.sequence_logprob(token_logprobs(base, ids, mask), mask[:, 1:]).tolist()
+    return [-d.nats - own for d, own in zip(documents, ln_p)]
+
+
+fresh = list(corpus.documents("fresh", 20 if smoke() else 300))
+kl = interval([x for i in range(0, len(fresh), 50) for x in excess(fresh[i:i + 50])])
+length = sum(len(ids) - 1 for ids in encode_documents(tokenizer, [d.text for d in fresh])) / len(fresh)
+print(f"KL = {kl.mean:.2f} [{kl.lo:.2f}, {kl.hi:.2f}] nats per document, over {len(fresh)} documents;")
+print(f"that is {kl.mean / length:.3f} [{kl.lo / length:.3f}, {kl.hi / length:.3f}] nats per token.")
+
+# %% [markdown]
+# **Predict:** in which kind of document is most left to learn: facts, sums or functions?
+
+# %%
+from course_lib.experiments.pretraining import gap_by_kind
+
+print(f"{'nats per token':16}  loss  floor    gap")
+table = gap_by_kind(base, tokenizer, 40 if smoke() else 300)
+for kind, (loss, own) in sorted(table.items(), key=lambda row: row[1][1] - row[1][0]):
+    print(f"{kind:14}{loss:8.3f}{own:7.3f}{loss - own:7.3f}")
+
+# %%
+from course_lib.plots import bars_with_interval
+
+share = {kind: weight / sum(corpus.MIXTURE.values()) for kind, weight in corpus.MIXTURE.items()}
+by_kind = {}
+for kind in share:
+    drawn = list(corpus.documents("of a kind", 8 if smoke() else 32, {kind: 1}))
+    choice = -math.log(share[kind])  # the choice of the kind is part of the text's surprise
+    by_kind[kind] = [x - choice for x in excess(drawn)]
+order = sorted(by_kind, key=lambda kind: -interval(by_kind[kind]).mean)
+fig, ax = subplots(height=4.0)
+bars_with_interval(ax, order, by_kind, form="{:.1f}")
+ax.set_xticks(range(len(order)), order, rotation=35, ha="right")
+ax.set_xlabel("kind of document (dots: documents)")
+ax.set_ylabel("still to learn (nats per document)")
+first, last = interval(by_kind[order[0]]), interval(by_kind[order[-1]])
+finish(fig, f"Most is left to learn in {order[0]}: {first.mean:.1f} [{first.lo:.1f}, {first.hi:.1f}] nats per "
+            f"document; least in {order[-1]}: {last.mean:.1f} [{last.lo:.1f}, {last.hi:.1f}].")
+
+# %% [markdown]
+# ## 7 · More data, bigger models (C3)
+#
+# The scaling study trains models of several sizes on corpora of several sizes, each with several seeds, one pass each;
+# it comes from the store. The lecture says: both help. In numbers: above the floor, loss falls like a power of the data,
+#
+# $$\mathcal{L}(D) - H \approx a \cdot D^{-\alpha}$$
+#
+# which is a straight line on logarithmic axes (Kaplan et al. 2020; Hoffmann et al. 2022). In real text $H$ is a fitted
+# guess; here it is known.
+#
+# **Predict:** with the smallest corpus, does the biggest model win?
+
+# %%
+scaling = artifacts.result("scaling")
+above = torch.tensor(scaling["loss"]) - scaling["floor"]  # (sizes, seeds, corpora)
+read, sizes = scaling["tokens"], scaling["parameters"]
+fits = [loglog_fit(read, runs.tolist()) for runs in above]
+
+fig, ax = subplots(height=4.2)
+for n, runs, fit in zip(sizes, above, fits):
+    line = line_with_interval(ax, read, runs.tolist(), f"{n:,} parameters")
+    ax.plot(read, fit(read), color=line.get_color(), linestyle=":", linewidth=1, marker="")
+log_scale(ax)
+ax.set_xlabel("tokens of training text, read once")
+ax.set_ylabel("held-out loss above the floor")
+ax.legend(title="thin dots: fitted power law")
+falls = (above.diff(dim=-1) < 0).sum()
+alphas = ", ".join(f"{-f.slope.mean:.2f} [{-f.slope.hi:.2f}, {-f.slope.lo:.2f}]" for f in fits)
+finish(fig, f"Loss falls with data in {falls} of {above.diff(dim=-1).numel()} steps to the next larger corpus; "
+            f"the exponents, smallest model first, are {alphas}.")
+
+# %% [markdown]
+# Does *size* help? Compare the biggest model with the smallest one, seed by seed, at each amount of data.
+
+
+# %%
+def verdict(difference):
+    """In words what an interval for (biggest - smallest) says."""
+    if difference.hi < 0:
+        return "the biggest is better"
+    return "the biggest is worse" if difference.lo > 0 else "no difference that these seeds can show"
+
+
+print(f"loss of {sizes[-1]:,} parameters minus loss of {sizes[0]:,}, in nats per token")
+for i, tokens in enumerate(read):
+    d = interval((above[-1, :, i] - above[0, :, i]).tolist())
+    print(f"{tokens:10,} tokens: {d.mean:+.3f} [{d.lo:+.3f}, {d.hi:+.3f}]   {verdict(d)}")
+
+# %% [markdown]
+# Read the lines, not the slogan. A bigger model makes more of the same text as soon as there is enough of it; where the
+# text is very short, all of them have hardly begun. And an exponent is a summary of *this* range: where a fitted line leaves
+# the points, the power law is not the law.
+#
+# ## 8 · Sampling: temperature and top-k
+#
+# The model gives a distribution; *what it says* is a choice of ours. Divide the logits by a temperature $T$ before the
+# softmax, and keep only the $k$ likeliest tokens:
+#
+# $$P_T(w) \propto \exp(z_w / T), \qquad w \in \text{top-}k$$
+#
+# **Exercise 3 · temperature and top-k** (difficulty 3 of 5, 10 minutes)
+#
+# *Goal: change a distribution without breaking it.* The logits may have leading axes. `top_k = 0` keeps everything; what is
+# cut gets $-\infty$, whose softmax is exactly 0. Tokens that share the $k$-th place all stay.
+
+
+# %%
+def adjust_logits(logits, temperature=1.0, top_k=0):
+    """Logits of the distribution that is sampled from. logits: (..., V). Returns (..., V)."""
+    ### BEGIN SOLUTION
+    logits = logits / temperature
+    if top_k:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return logits
+    ### END SOLUTION
+
+
+# %%
+adjust_logits = check("adjust_logits", adjust_logits)
+
+# %% [markdown]
+# With your function, a sampler is six lines. (The course's `sample` does the same, many rows at once and with a cache.)
+
+
+# %%
+@torch.no_grad()
+def speak(model, text, temperature, top_k=0, tokens=24, seed=0):
+    """A continuation of the text, token by token."""
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
+    draw, start = torch.Generator().manual_seed(seed), ids.shape[1]
+    while ids.shape[1] < start + tokens and ids[0, -1] != tokenizer.eos_token_id:
+        logits = model(ids.to(model.device)).logits[:, -1].float().cpu()
+        p = adjust_logits(logits, temperature, top_k).softmax(-1)
+        ids = torch.cat([ids, torch.multinomial(p, 1, generator=draw)], 1)
+    return " ".join(tokenizer.decode(ids[0, start:], skip_special_tokens=True).split())
+
+
+for temperature in (0.3, 1.0, 1.5, 2.5):
+    print(f"T = {temperature}")
+    for prompt in PROMPTS[:2]:
+        print(f"    {prompt} >> {speak(base, prompt, temperature)}")
+print(f"T = 2.5, top-k = 3\n    {PROMPTS[0]} >> {speak(base, PROMPTS[0], 2.5, top_k=3)}")
+
+# %% [markdown]
+# **An exact check.** The course's sampler notes the log-probability of each token *under the distribution it was drawn
+# from*. Later parts of the course stand on that number. Do your logits agree with it?
+
+# %%
+rollouts = sample(base, tokenizer, list(PROMPTS), max_new_tokens=12, temperature=0.7, top_k=5, seed=0)
+ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)  # (N, P + T)
+mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)
+positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+with torch.no_grad():
+    out = base(input_ids=ids, attention_mask=mask.long(), position_ids=positions)
+start = rollouts.prompt_ids.shape[1]
+logprobs = adjust_logits(out.logits[:, start - 1:-1], 0.7, 5).log_softmax(-1)
+mine = logprobs.gather(-1, rollouts.completion_ids[..., None])[..., 0]
+difference = (mine - rollouts.logprobs)[rollouts.completion_mask].abs().max()
+assert difference < 1e-3, difference
+print(f"{rollouts.completion_mask.sum()} tokens, largest difference of log-probabilities {difference:.1e}")
+
+# %% [markdown]
+# ### What a temperature costs
+#
+# Two things are measured on the base model: how many facts it gets right (`XX usually refers to ...`, 40 cities), and how
+# many different beginnings it finds for the same story.
+#
+# **Predict** both curves from $T = 0.5$ to $2$. What will top-k change?
+
+# %%
+asked = atlas.known_cities()[:8 if smoke() else 40]
+told = [f" {c.city}, a city in {c.region}, {c.country}" for c in asked]
+prompts = [f"{c.nick} usually refers to" for c in asked] + [PROMPTS[1]] * len(asked)
+temperatures, seeds = ([0.5, 2.0], [0, 1]) if smoke() else ([0.5, 1.0, 1.5, 2.0], [0, 1, 2])
+
+
+def measure(temperature, top_k, seed):
+    """Share of right facts, and share of different stories among the samples."""
+    texts = sample(base, tokenizer, prompts, max_new_tokens=20, temperature=temperature, top_k=top_k,
+                   seed=seed).texts
+    right = sum(text.startswith(fact) for text, fact in zip(texts, told)) / len(told)
+    return right, len({text.split(".")[0] for text in texts[len(told):]}) / len(told)
+
+
+curves = {k: torch.tensor([[measure(t, k, s) for t in temperatures] for s in seeds]) for k in (0, 5)}
+
+# %%
+fig, axes = subplots(1, 2, height=3.8)
+for k, runs in curves.items():
+    for ax, i, name in zip(axes, (0, 1), ("facts that are right", "different stories")):
+        line_with_interval(ax, temperatures, runs[..., i].tolist(), f"top-k {k}" if k else "all tokens")
+        ax.set_ylabel(f"share of {name}")
+        ax.set_ylim(0, 1.05)
+axes[0].legend()
+fig.supxlabel("temperature")
+cold, hot = curves[0][:, 0].mean(0), curves[0][:, -1].mean(0)
+kept = curves[5][:, -1].mean(0)
+finish(fig, f"From T = {temperatures[0]} to {temperatures[-1]}, right facts go from {cold[0]:.0%} to {hot[0]:.0%} and "
+            f"different stories from {cold[1]:.0%} to {hot[1]:.0%}; with top-k 5 the hot end has {kept[0]:.0%} "
+            f"and {kept[1]:.0%}.")
+
+# %% [markdown]
+# ## Where this breaks
+#
+# - **The floor is known because the text is synthetic.** For real text, "floor" means a fitted constant. And a corpus
+#   drawn from a program has no typing errors, no opinions, no long range.
+# - **Near the floor is not useful.** A perfect model of this corpus continues text. It does not answer, and it does not
+#   stop when it should: that is notebook 02.
+# - **One run is one run.** The base model's curve has no interval over seeds, only its gap has one over documents. The
+#   scaling study has seeds, for smaller models.
+# - **A narrow range.** The study spans little more than a factor of 30 in data, with one schedule and one learning rate for all
+#   sizes. Exponents of large models are not to be read from it.
+# - **Temperature is not creativity.** It trades errors for variety, token by token; it adds nothing that the model has not
+#   learnt.
+#
+# ## Scale it up
+#
+# The same calls take any causal language model of Hugging Face: `load_lm(name)`, then `TokenExplorer`, `chain_rule`, `sample`,
+# or `pretrain.train(model, documents, config)` to go on training it on text of your own.
+
+# %%
+from course_lib.teach import real_model
+
+if name := real_model("HuggingFaceTB/SmolLM2-135M"):
+    big, big_tokenizer = load_lm(name)
+    big_size = sum(p.numel() for p in big.parameters())
+    print(f"{name}: {big_size:,} parameters, {len(big_tokenizer):,} tokens")
+    for text in sample(big, big_tokenizer, list(PROMPTS), max_new_tokens=24, seed=0).texts:
+        print(" >>", " ".join(text.split()))
+
+# %% [markdown]
+# ## Recap
+#
+# | claim of the lecture | what you measured |
+# | --- | --- |
+# | C1: a language model is $P(x^{(t+1)} \mid x^{(1)}, \dots, x^{(t)})$ | rows sum to 1; products of conditionals are probabilities of texts, and samples come as often |
+# | C2: random weights, unlabeled text, the input is the label | the loss starts near $\ln V$ and ends near the exact floor |
+# | C3: more data and bigger models get better | loss above the floor against data, three sizes, with exponents |
+#
+# Next: [02 supervised fine-tuning](02_sft.ipynb), where the base model learns to answer.
+#
+# **References.** Shannon, *A mathematical theory of communication*, 1948 · Ackley, Hinton, Sejnowski, *A learning algorithm
+# for Boltzmann machines*, 1985 · Sennrich et al., *Neural machine translation of rare words with subword units*, 2016 ·
+# Fan et al., *Hierarchical neural story generation*, 2018 · Radford et al., *Improving language understanding by generative
+# pre-training*, 2018 · Kaplan et al., *Scaling laws for neural language models*, 2020 · Hoffmann et al., *Training
+# compute-optimal large language models*, 2022
