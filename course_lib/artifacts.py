@@ -24,7 +24,7 @@ SIZES = {
         "seconds": 100,
     },
     "sft": {
-        "full": dict(seed=0, cities=100, phrasings=4, n_sums=1000, n_functions=400),
+        "full": dict(seed=0, cities=100, phrasings=4, n_sums=2000, n_functions=300),
         "smoke": dict(seed=0, cities=4, phrasings=2, n_sums=8, n_functions=8),
         "seconds": 40,
     },

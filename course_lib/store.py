@@ -166,7 +166,7 @@ def _build(recipe: Recipe, folder: Path, problem: str) -> None:
             sync(folder.parent)
     except BaseException as error:
         full, written = disk_is_full(error), size(partial)
-        keep = (partial / "resume.json").exists() and (full or not isinstance(error, Exception))
+        keep = (partial / "resume.json").exists()
         if not keep:
             shutil.rmtree(partial, ignore_errors=True)
         then = "the next call continues from its checkpoint" if keep else "nothing half-written is left"

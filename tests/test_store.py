@@ -401,12 +401,24 @@ def test_a_checkpoint_survives_an_interruption_and_is_handed_out_again(root, cap
     assert names(root) == ["base", "other"]
 
 
-def test_a_checkpoint_that_leads_to_an_error_is_dropped(root):
+def test_the_last_good_checkpoint_survives_an_error_in_training(root):
     def fail(folder):
         raise FloatingPointError("loss is nan")
 
     with pytest.raises(FloatingPointError):
         store.get(recipe(Trainer(fail)))
+    second = Trainer()
+    store.get(recipe(second))
+    assert "resume.json" in second.found
+
+
+def test_clear_drops_a_checkpoint_that_leads_to_an_error_again(root):
+    def fail(folder):
+        raise FloatingPointError("loss is nan")
+
+    with pytest.raises(FloatingPointError):
+        store.get(recipe(Trainer(fail)))
+    store.clear("base")
     assert names(root) == []
 
 
