@@ -23,11 +23,11 @@ import torch
 from course_lib import artifacts, objectives, smoke
 from course_lib.checks import check
 from course_lib.lm import build_lm, encode_documents, load_lm, sample, token_logprobs
-from course_lib.plots import finish, interval, line_with_interval, log_scale, loglog_fit, subplots
+from course_lib.plots import finish, interval, line_with_interval, log_scale, subplots
 from course_lib.teach import show
 from course_lib.worlds import atlas, corpus
 
-base, tokenizer = load_lm("base")  # trained now if the store does not have it: about 4 minutes
+base, tokenizer = load_lm("base")  # trained now if it is missing, which takes minutes
 V = len(tokenizer)
 size = sum(p.numel() for p in base.parameters())
 print(f"The base model: {size:,} parameters, a vocabulary of {V:,} tokens.")
@@ -156,8 +156,8 @@ print(f"{sum(a == b for a, b in zip(nasty, back))} of {len(nasty)} texts come ba
 documents = list(corpus.documents("a look", 500))
 encoded = encode_documents(tokenizer, [d.text for d in documents])
 tokens, characters = sum(map(len, encoded)), sum(len(d.text) for d in documents)
-print(f"{characters / tokens:.1f} characters per token; {sum(map(len, encoded)) / len(encoded):.0f} "
-      f"tokens per document, the first and the last of them <|bos|> and <|end|>.\n")
+print(f"{characters / tokens:.1f} characters per token, {tokens / len(encoded):.0f} tokens per")
+print("document. The first of them is <|bos|>, the last is <|end|>.\n")
 for document in documents[:3]:
     print(f"[{document.kind}]\n{document.text}\n")
 
@@ -214,7 +214,8 @@ show(predicted)
 ids = torch.tensor(encode_documents(tokenizer, ["SF usually refers to San Francisco"]))
 ids = ids.to(base.device)
 with torch.no_grad():
-    loss = next_token_loss(base(ids).logits, ids, predicted(ids, tokenizer.pad_token_id, tokenizer.bos_token_id))
+    counted = predicted(ids, tokenizer.pad_token_id, tokenizer.bos_token_id)
+    loss = next_token_loss(base(ids).logits, ids, counted)
     by_token = -token_logprobs(base, ids, torch.ones_like(ids, dtype=torch.bool))[0]
 print(f"your loss: {loss:.4f}     mean of -ln p, token by token: {by_token.mean():.4f}")
 
@@ -267,13 +268,17 @@ from course_lib.algorithms.pretrain import pack
 show(pack)
 
 # %%
-CONTEXT, PAD = 128, tokenizer.pad_token_id
 texts = [d.text for d in corpus.documents("live", 300 if smoke() else 12_000)]
 encoded = encode_documents(tokenizer, texts)
-ways = {"one document a row": pad_right(encoded, PAD), "in order (yours)": pack_in_order(encoded, CONTEXT, PAD),
-        "best fit": pack(encoded, CONTEXT, PAD)}
+PAD, CONTEXT = tokenizer.pad_token_id, max(128, max(map(len, encoded)))
+ways = {
+    "one document a row": pad_right(encoded, PAD),
+    "in order (yours)": pack_in_order(encoded, CONTEXT, PAD),
+    "best fit": pack(encoded, CONTEXT, PAD),
+}
 for name, rows in ways.items():
-    print(f"{name:20} {len(rows):6,} rows of {rows.shape[1]}   {(rows == PAD).float().mean():5.1%} padding")
+    empty = (rows == PAD).float().mean()
+    print(f"{name:20}{len(rows):7,} rows of {rows.shape[1]:3}   {empty:5.1%} padding")
 
 # %% [markdown]
 # ## 5 · Live: a model learns from nothing
@@ -286,19 +291,20 @@ for name, rows in ways.items():
 
 # %%
 from course_lib.algorithms.training import warmup_cosine
-from course_lib.experiments.pretraining import PROMPTS, continuations
 from course_lib.progress import Progress
 
 
 def learn(model, rows, watch, lr=4e-3, batch_size=16):
     """One pass over the rows, in place. Returns the loss of every step."""
-    batches = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))].split(batch_size)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    batches = rows[order].split(batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
-    losses = []
-    with Progress("pre-training a tiny model, live", total=len(batches)) as progress:
+    losses, steps = [], len(batches)
+    with Progress("pre-training a tiny model, live", total=steps) as progress:
         for step, ids in enumerate(batches):
-            watch(step, len(batches))
-            optimizer.param_groups[0]["lr"] = lr * warmup_cosine(step, len(batches), 1 + len(batches) // 20)
+            watch(step, steps)
+            rate = lr * warmup_cosine(step, steps, warmup=1 + steps // 20)
+            optimizer.param_groups[0]["lr"] = rate
             ids = ids.to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits  # (batch, time, vocab)
             loss = next_token_loss(logits, ids, predicted(ids, PAD, tokenizer.bos_token_id))
@@ -312,6 +318,8 @@ def learn(model, rows, watch, lr=4e-3, batch_size=16):
 
 
 # %%
+from course_lib.experiments.pretraining import PROMPTS, continuations
+
 tiny = build_lm(tokenizer, "tiny")
 said = {}
 
@@ -333,8 +341,8 @@ ax.set_xlabel("step")
 ax.set_ylabel("loss (nats per token)")
 ax.set_ylim(0)
 ax.legend()
-finish(fig, f"The loss starts at {live[0]:.2f}, where ln {V:,} = {math.log(V):.2f}, and is {live[-1]:.2f} after "
-            f"{len(live)} steps.")
+finish(fig, f"The loss starts at {live[0]:.2f}, where ln {V:,} = {math.log(V):.2f}, and is "
+            f"{live[-1]:.2f} after {len(live)} steps.")
 
 # %%
 for step, texts in said.items():
@@ -357,7 +365,7 @@ from course_lib.worlds.draw import Draw
 
 show(Draw.below, corpus.document)
 one = documents[0]
-print(f"{one.text}\n\n-ln P = {one.nats:.2f} nats ({one.kind}): one such text in {math.exp(one.nats):,.0f}")
+print(f"{one.text}\n\n[{one.kind}] -ln P = {one.nats:.2f} nats: one in {math.exp(one.nats):,.0f}")
 
 # %% [markdown]
 # No two ways of choosing give the same text, so this is exactly $-\ln P(\text{text})$. Its expectation is the entropy
@@ -381,18 +389,20 @@ steps = [entry for entry in study["history"] if "loss" in entry]
 gap = looks[-1]["held_out"] - floor
 
 fig, (left, right) = subplots(1, 2, height=3.8)
-left.plot([s["tokens"] for s in steps], [s["loss"] for s in steps], marker="", label="training")
-left.plot([s["tokens"] for s in looks], [s["held_out"] for s in looks], label="held out")
+trained, seen = [s["tokens"] for s in steps], [s["tokens"] for s in looks]
+left.plot(trained, [s["loss"] for s in steps], marker="", label="training")
+left.plot(seen, [s["held_out"] for s in looks], label="held out")
 left.axhline(math.log(V), color="black", linestyle=":", label="ln |V|")
 left.axhline(floor, color="C2", linestyle="--", label="floor")
 left.set_ylabel("loss (nats per token)")
 left.legend()
-right.plot([s["tokens"] for s in looks], [s["held_out"] - floor for s in looks], color="C1", marker="s")
+right.plot(seen, [s["held_out"] - floor for s in looks], color="C1", marker="s")
 right.set_ylabel("held-out loss above the floor")
 log_scale(right, "y")
 fig.supxlabel("tokens read (1 run, no interval)")
-finish(fig, f"From {looks[0]['held_out']:.2f} (ln |V| = {math.log(V):.2f}) the held-out loss falls to "
-            f"{looks[-1]['held_out']:.3f}; the floor is {floor:.3f}, the gap {gap:.3f} nats per token.")
+finish(fig, f"From {looks[0]['held_out']:.2f} (ln |V| = {math.log(V):.2f}) the held-out loss falls "
+            f"to {looks[-1]['held_out']:.3f}; the floor is {floor:.3f}, the gap {gap:.3f} nats per token "
+            f"({gap / floor:.1%} of the floor).")
 
 # %%
 for look in (looks[0], looks[1], looks[-1]):
@@ -413,17 +423,17 @@ for look in (looks[0], looks[1], looks[-1]):
 @torch.no_grad()
 def excess(documents):
     """ln P(x) - ln p(x), in nats, of each document."""
-    ids = pad_right(encode_documents(tokenizer, [d.text for d in documents]), PAD).to(base.device)
-    mask = ids != PAD
-    ln_p = objectives.sequence_logprob(token_logprobs(base, ids, mask), mask[:, 1:]).tolist()
-    return [-d.nats - own for d, own in zip(documents, ln_p)]
+    ids = pad_right(encode_documents(tokenizer, [d.text for d in documents]), PAD)
+    mask = (ids != PAD).to(base.device)
+    logprobs = token_logprobs(base, ids.to(base.device), mask)
+    own = objectives.sequence_logprob(logprobs, mask[:, 1:]).tolist()
+    return [-d.nats - ln_p for d, ln_p in zip(documents, own)]
 
 
 fresh = list(corpus.documents("fresh", 20 if smoke() else 300))
 kl = interval([x for i in range(0, len(fresh), 50) for x in excess(fresh[i:i + 50])])
-length = sum(len(ids) - 1 for ids in encode_documents(tokenizer, [d.text for d in fresh])) / len(fresh)
-print(f"KL = {kl.mean:.2f} [{kl.lo:.2f}, {kl.hi:.2f}] nats per document, over {len(fresh)} documents;")
-print(f"that is {kl.mean / length:.3f} [{kl.lo / length:.3f}, {kl.hi / length:.3f}] nats per token.")
+print(f"KL = {kl.mean:.2f} [{kl.lo:.2f}, {kl.hi:.2f}] nats per document ({len(fresh)} documents),")
+print(f"on top of the {corpus.entropy():.2f} nats that nobody can predict.")
 
 # %% [markdown]
 # **Predict:** in which kind of document is most left to learn: facts, sums or functions?
@@ -439,11 +449,10 @@ for kind, (loss, own) in sorted(table.items(), key=lambda row: row[1][1] - row[1
 # %%
 from course_lib.plots import bars_with_interval
 
-share = {kind: weight / sum(corpus.MIXTURE.values()) for kind, weight in corpus.MIXTURE.items()}
-by_kind = {}
-for kind in share:
+total, by_kind = sum(corpus.MIXTURE.values()), {}
+for kind, weight in corpus.MIXTURE.items():
     drawn = list(corpus.documents("of a kind", 8 if smoke() else 32, {kind: 1}))
-    choice = -math.log(share[kind])  # the choice of the kind is part of the text's surprise
+    choice = -math.log(weight / total)  # in the mixture, the kind is a choice, too
     by_kind[kind] = [x - choice for x in excess(drawn)]
 order = sorted(by_kind, key=lambda kind: -interval(by_kind[kind]).mean)
 fig, ax = subplots(height=4.0)
@@ -452,8 +461,8 @@ ax.set_xticks(range(len(order)), order, rotation=35, ha="right")
 ax.set_xlabel("kind of document (dots: documents)")
 ax.set_ylabel("still to learn (nats per document)")
 first, last = interval(by_kind[order[0]]), interval(by_kind[order[-1]])
-finish(fig, f"Most is left to learn in {order[0]}: {first.mean:.1f} [{first.lo:.1f}, {first.hi:.1f}] nats per "
-            f"document; least in {order[-1]}: {last.mean:.1f} [{last.lo:.1f}, {last.hi:.1f}].")
+finish(fig, f"Most is left to learn in {order[0]}: {first.mean:.1f} [{first.lo:.1f}, {first.hi:.1f}] "
+            f"nats per document; least in {order[-1]}: {last.mean:.1f} [{last.lo:.1f}, {last.hi:.1f}].")
 
 # %% [markdown]
 # ## 7 · More data, bigger models (C3)
@@ -469,6 +478,8 @@ finish(fig, f"Most is left to learn in {order[0]}: {first.mean:.1f} [{first.lo:.
 # **Predict:** with the smallest corpus, does the biggest model win?
 
 # %%
+from course_lib.plots import loglog_fit
+
 scaling = artifacts.result("scaling")
 above = torch.tensor(scaling["loss"]) - scaling["floor"]  # (sizes, seeds, corpora)
 read, sizes = scaling["tokens"], scaling["parameters"]
@@ -482,9 +493,10 @@ log_scale(ax)
 ax.set_xlabel("tokens of training text, read once")
 ax.set_ylabel("held-out loss above the floor")
 ax.legend(title="thin dots: fitted power law")
-falls = (above.diff(dim=-1) < 0).sum()
-alphas = ", ".join(f"{-f.slope.mean:.2f} [{-f.slope.hi:.2f}, {-f.slope.lo:.2f}]" for f in fits)
-finish(fig, f"Loss falls with data in {falls} of {above.diff(dim=-1).numel()} steps to the next larger corpus; "
+change = above.diff(dim=-1)  # from each corpus to the next larger one
+slopes = [f.slope for f in fits]
+alphas = ", ".join(f"{-s.mean:.2f} [{-s.hi:.2f}, {-s.lo:.2f}]" for s in slopes)
+finish(fig, f"Loss falls in {(change < 0).sum()} of {change.numel()} steps to the next larger corpus; "
             f"the exponents, smallest model first, are {alphas}.")
 
 # %% [markdown]
@@ -496,7 +508,7 @@ def verdict(difference):
     """In words what an interval for (biggest - smallest) says."""
     if difference.hi < 0:
         return "the biggest is better"
-    return "the biggest is worse" if difference.lo > 0 else "no difference that these seeds can show"
+    return "the biggest is worse" if difference.lo > 0 else "too close for these seeds"
 
 
 print(f"loss of {sizes[-1]:,} parameters minus loss of {sizes[0]:,}, in nats per token")
@@ -565,7 +577,7 @@ print(f"T = 2.5, top-k = 3\n    {PROMPTS[0]} >> {speak(base, PROMPTS[0], 2.5, to
 # from*. Later parts of the course stand on that number. Do your logits agree with it?
 
 # %%
-rollouts = sample(base, tokenizer, list(PROMPTS), max_new_tokens=12, temperature=0.7, top_k=5, seed=0)
+rollouts = sample(base, tokenizer, list(PROMPTS), max_new_tokens=12, temperature=0.7, top_k=5)
 ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)  # (N, P + T)
 mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)
 positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -576,7 +588,7 @@ logprobs = adjust_logits(out.logits[:, start - 1:-1], 0.7, 5).log_softmax(-1)
 mine = logprobs.gather(-1, rollouts.completion_ids[..., None])[..., 0]
 difference = (mine - rollouts.logprobs)[rollouts.completion_mask].abs().max()
 assert difference < 1e-3, difference
-print(f"{rollouts.completion_mask.sum()} tokens, largest difference of log-probabilities {difference:.1e}")
+print(f"{rollouts.completion_mask.sum()} tokens, largest difference {difference:.1e} nats")
 
 # %% [markdown]
 # ### What a temperature costs
@@ -595,28 +607,30 @@ temperatures, seeds = ([0.5, 2.0], [0, 1]) if smoke() else ([0.5, 1.0, 1.5, 2.0]
 
 def measure(temperature, top_k, seed):
     """Share of right facts, and share of different stories among the samples."""
-    texts = sample(base, tokenizer, prompts, max_new_tokens=20, temperature=temperature, top_k=top_k,
-                   seed=seed).texts
+    drawn = {"temperature": temperature, "top_k": top_k, "seed": seed}
+    texts = sample(base, tokenizer, prompts, max_new_tokens=20, **drawn).texts
     right = sum(text.startswith(fact) for text, fact in zip(texts, told)) / len(told)
     return right, len({text.split(".")[0] for text in texts[len(told):]}) / len(told)
 
 
-curves = {k: torch.tensor([[measure(t, k, s) for t in temperatures] for s in seeds]) for k in (0, 5)}
+curves = {k: torch.tensor([[measure(t, k, s) for t in temperatures] for s in seeds])
+          for k in (0, 5)}  # (seeds, temperatures, 2)
 
 # %%
 fig, axes = subplots(1, 2, height=3.8)
 for k, runs in curves.items():
     for ax, i, name in zip(axes, (0, 1), ("facts that are right", "different stories")):
-        line_with_interval(ax, temperatures, runs[..., i].tolist(), f"top-k {k}" if k else "all tokens")
+        label = f"top-k {k}" if k else "all tokens"
+        line_with_interval(ax, temperatures, runs[..., i].tolist(), label)
         ax.set_ylabel(f"share of {name}")
         ax.set_ylim(0, 1.05)
 axes[0].legend()
 fig.supxlabel("temperature")
 cold, hot = curves[0][:, 0].mean(0), curves[0][:, -1].mean(0)
 kept = curves[5][:, -1].mean(0)
-finish(fig, f"From T = {temperatures[0]} to {temperatures[-1]}, right facts go from {cold[0]:.0%} to {hot[0]:.0%} and "
-            f"different stories from {cold[1]:.0%} to {hot[1]:.0%}; with top-k 5 the hot end has {kept[0]:.0%} "
-            f"and {kept[1]:.0%}.")
+finish(fig, f"From T = {temperatures[0]} to {temperatures[-1]}, right facts go from {cold[0]:.0%} to "
+            f"{hot[0]:.0%} and different stories from {cold[1]:.0%} to {hot[1]:.0%}; "
+            f"with top-k 5 the hot end has {kept[0]:.0%} and {kept[1]:.0%}.")
 
 # %% [markdown]
 # ## Where this breaks
