@@ -12,21 +12,21 @@ from course_lib.store import Recipe, get, load_json, save_json
 MODELS = ("base", "sft")
 SIZES = {
     "base": {
-        "full": dict(shape="base", documents=27_000, vocab_size=1536, held_out_documents=200, batch_size=16, lr=6e-3),
+        "full": dict(shape="base", documents=28_000, vocab_size=1536, held_out_documents=200, batch_size=16, lr=6e-3),
         "smoke": dict(shape="tiny", documents=300, vocab_size=512, held_out_documents=20, batch_size=8, lr=5e-3),
-        "seconds": 210,
+        "seconds": 220,
     },
     "scaling": {
-        "full": dict(shapes=[[32, 2, 2, 88], [64, 2, 2, 176], [128, 3, 4, 352]], documents=[130, 400, 1200, 3600],
+        "full": dict(shapes=[[32, 2, 2, 88], [64, 2, 2, 176], [128, 3, 4, 352]], documents=[110, 330, 1000, 3000],
                      seeds=[0, 1, 2], held_out_documents=100, lr=5e-3, batch_size=8),
         "smoke": dict(shapes=[[16, 1, 2, 32], [32, 1, 2, 64]], documents=[20, 60], seeds=[0, 1], held_out_documents=10,
                       lr=5e-3, batch_size=8),
         "seconds": 100,
     },
     "sft": {
-        "full": dict(seed=0, cities=100, phrasings=4, n_sums=2000, n_functions=300),
+        "full": dict(seed=0, cities=100, phrasings=4, n_sums=2000, n_functions=200),
         "smoke": dict(seed=0, cities=4, phrasings=2, n_sums=8, n_functions=8),
-        "seconds": 40,
+        "seconds": 60,
     },
     "follow": {
         "full": dict(seeds=[1, 2, 3], cities=100, phrasings=4, n_sums=50, n_functions=50),
@@ -34,7 +34,7 @@ SIZES = {
         "seconds": 60,
     },
     "knowledge": {
-        "full": dict(seeds=[0, 1, 2, 3, 4], cities=40, epochs=10, lr=5e-4, evaluations=5),
+        "full": dict(seeds=[0, 1, 2, 3, 4], cities=40, epochs=8, lr=5e-4, evaluations=4),
         "smoke": dict(seeds=[0, 1], cities=4, epochs=2, lr=5e-4, evaluations=2),
         "seconds": 90,
     },
@@ -44,7 +44,7 @@ SIZES = {
         "seconds": 80,
     },
     "open_ended": {
-        "full": dict(seeds=[0, 1, 2], answers=800, epochs=3, lr=5e-4, pairs=2000, samples=8),
+        "full": dict(seeds=[0, 1, 2], answers=600, epochs=3, lr=5e-4, pairs=2000, samples=8),
         "smoke": dict(seeds=[0, 1], answers=16, epochs=1, lr=1e-3, pairs=20, samples=2),
         "seconds": 60,
     },

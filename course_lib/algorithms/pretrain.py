@@ -24,9 +24,10 @@ class PretrainConfig(TrainConfig):
 
 
 def pack(documents: Sequence[Sequence[int]], context: int, pad: int) -> Tensor:
-    """Whole documents, back to back, into rows of `context` tokens (best-fit decreasing: the longest document first, each
-    into the row where it leaves the least room).
+    """Whole documents, back to back, into rows of `context` tokens.
 
+    Best-fit decreasing: the longest document first, each into the row where it leaves the least room. Within a row they
+    stand in their original order: were the longest always first, a model would learn that no short document begins a row.
     No document is cut or lost. Returns (rows, context) ids, padded on the right.
     Raises ValueError when there are no documents, or one is empty or longer than a row.
     """
@@ -35,13 +36,15 @@ def pack(documents: Sequence[Sequence[int]], context: int, pad: int) -> Tensor:
             raise ValueError(f"document {i} has {len(document)} tokens, a row holds 1 to {context}: split it or widen the rows")
     if not documents:
         raise ValueError("no documents to pack")
-    by_room: list[list[list[int]]] = [[] for _ in range(context + 1)]  # room left -> rows
-    for document in sorted(documents, key=len, reverse=True):
-        room = next((r for r in range(len(document), context) if by_room[r]), context)
+    by_room: list[list[list[int]]] = [[] for _ in range(context + 1)]  # room left -> rows of indices
+    for i in sorted(range(len(documents)), key=lambda i: -len(documents[i])):
+        length = len(documents[i])
+        room = next((r for r in range(length, context) if by_room[r]), context)
         row = by_room[room].pop() if by_room[room] else []
-        row.extend(document)
-        by_room[room - len(document)].append(row)
-    return torch.tensor([row + [pad] * room for room, rows in enumerate(by_room) for row in rows])
+        by_room[room - length].append([*row, i])
+    packed = [[t for i in sorted(row) for t in documents[i]] + [pad] * room
+              for room, rows in enumerate(by_room) for row in rows]
+    return torch.tensor(packed)
 
 
 def predicted(ids: Tensor, pad: int, bos: int) -> Tensor:

@@ -178,7 +178,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
         v = torch.tensor(values, dtype=torch.float64)
         below = (v[None] < v[:, None]).sum(1)
         equal = (v[None] == v[:, None]).sum(1)
-        return below + (equal - 1) / 2
+        return below + (equal - 1).double() / 2
 
     x, y = ranks(a), ranks(b)
     x, y = x - x.mean(), y - y.mean()

@@ -33,6 +33,12 @@ def test_packing_uses_no_more_rows_than_first_fit_needs(docs):
     assert half_empty <= 1  # two of them would have shared a row
 
 
+def test_short_documents_may_begin_a_row():
+    long, short = [1, *range(10, 20), 2], [1, 5, 2]
+    assert pretrain.pack([short, long], 16, 0).tolist() == [[*short, *long, 0]]
+    assert pretrain.pack([long, short], 16, 0).tolist() == [[*long, *short, 0]]
+
+
 def test_predicted_tokens():
     ids = torch.tensor([[1, 5, 6, 2, 1, 7, 2, 0]])
     assert pretrain.predicted(ids, 0, 1).tolist() == [[False, True, True, True, False, True, True, False]]
