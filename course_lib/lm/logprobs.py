@@ -85,8 +85,3 @@ def completion_logprobs(model: nn.Module, rollouts: Rollouts, temperature: float
     with eval_mode(model):
         logprobs = token_logprobs(model, ids, mask, temperature=temperature, targets=targets)  # (N, P+T-1)
     return logprobs[:, rollouts.prompt_ids.shape[1] - 1 :]
-
-
-def sequence_logprob(logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Sum of log-probs over the masked-in tokens: (B, T), (B, T) -> (B,). A row with no such token gives 0, not NaN."""
-    return torch.where(mask.bool(), logprobs, 0).sum(-1)

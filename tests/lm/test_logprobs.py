@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from course_lib.lm.logprobs import completion_logprobs, eval_mode, position_ids, sequence_logprob, token_logprobs
+from course_lib.lm.logprobs import completion_logprobs, eval_mode, position_ids, token_logprobs
 from course_lib.lm.sampling import Rollouts
+from course_lib.objectives import sequence_logprob
 
 SHAPE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 ARCHITECTURES = {
