@@ -1,28 +1,25 @@
 # %% [markdown]
-# # 02 · Supervised fine-tuning
+# # 02 · SFT: from continuing text to answering questions
 #
-# *Lecture: "Post-training LM using SFT" and "Summary: Post-training LM using SFT"*
+# *Lecture: Post-training LM using SFT; Summary: Post-training LM using SFT*
 #
-# > Q: where is SF?
+# > Q: where is SF?<br>
 # > A: SF usually refers to San Francisco, a city in California, USA
 #
-# A base model continues text. Here it learns to answer, from question and answer pairs, and you see what that gives and
-# what it cannot give. Afterwards you can
-#
-# - say which tokens of a conversation are trained on, and build the loss mask yourself;
-# - accumulate micro-batches so that they equal the whole batch exactly;
-# - tell apart what fine-tuning teaches (a form) and what it does not (knowledge, honesty, taste), with numbers.
+# **You will be able to** say which tokens of a conversation are trained on, build the loss mask yourself, split a batch
+# without changing its loss, and tell what fine-tuning teaches (a form) from what it does not (knowledge, honesty, taste).
 #
 # | | |
 # | --- | --- |
-# | in class | 60 minutes, four exercises |
-# | computing (estimates) | 2 minutes on two CPU cores, 1 minute on a T4; the very first time, 8 minutes more |
-# | starts from | the base model of notebook 01 (trained now if it is not there) |
-# | leaves behind | nothing; the course's SFT model is trained by the same code, on all three of its worlds |
+# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | starts from | the base model of notebook 01 |
+# | leaves behind | the SFT model and four studies in the store, if they are not there yet |
+#
+# Five claims of the lecture are measured: SFT makes a model follow instructions (C4), only the answer is trained on (C5),
+# it works best on knowledge that is already there (C6), it hallucinates (C7), and it is limited on open-ended tasks (C8).
 
 # %%
 import copy
-import os
 from collections import Counter
 
 import torch
@@ -30,19 +27,14 @@ from IPython.display import Markdown, display
 
 from course_lib import artifacts, objectives, plots, smoke
 from course_lib.algorithms import sft
-from course_lib.algorithms.training import make_optimizers, pad_right, take_step, warmup_cosine
 from course_lib.checks import check
 from course_lib.experiments.questions import ask, exact, in_format
-from course_lib.experiments.sft import SHARES, candidates, codes
-from course_lib.lm import load_lm, sample, token_logprobs
-from course_lib.progress import Progress
-from course_lib.rewards import rubric
+from course_lib.lm import load_lm, sample
 from course_lib.teach import show
-from course_lib.widgets import LossMask, WordByWord
 from course_lib.worlds import atlas
 from course_lib.worlds.draw import Draw
 
-base, tokenizer = load_lm("base")
+base, tokenizer = load_lm("base")  # trained now if it is missing, which takes minutes
 SF = atlas.cities()[0]
 DECK = sft.qa("Where is SF?", atlas.preferred(SF))
 
@@ -71,13 +63,13 @@ def share(values):
 # What will it reply to "Where is SF?"
 
 # %%
-quiz = cities_quiz = atlas.splits()["quiz"]  # the base model read about these; no fine-tuning will ask about them
+quiz = atlas.splits()["quiz"]  # the base model read about these cities; no fine-tuning will ask about them
 asked = [("Where is SF?", SF), *((atlas.ASK_NEW[i].format(nick=c.nick), c) for i, c in enumerate(quiz[:3]))]
 before = ask(base, tokenizer, [question for question, _ in asked])
 table(["question", "the base model's reply"], [(q, r.text) for (q, _), r in zip(asked, before)])
 told = sample(base, tokenizer, ["What does SF refer to?\n"], max_new_tokens=24, temperature=0).texts[0]
 print(f"As plain text, 'What does SF refer to?' is continued by: {' '.join(told.split())}")
-followed = sum(in_format(reply, city) for reply, (_, city) in zip(before, asked))
+followed = sum(map(in_format, before))
 print(f"In the form that the lecture asks for: {followed} of {len(asked)} replies.")
 
 # %% [markdown]
@@ -97,7 +89,7 @@ print("special tokens:", ", ".join(f"{token} = {i}" for token, i in sorted(speci
 # Two details save hours later. The template writes `<|bos|>` itself, so a tokenizer must not add a second one. And
 # padding has a token of its own: section 4 shows what happens when `<|end|>` has to serve as padding too.
 #
-# ## 2 · Only the answer is trained on
+# ## 2 · Only the answer is trained on (C5)
 #
 # Pre-training asked for every next token. SFT keeps the loss and counts fewer tokens: with $A$ the positions whose
 # *next* token was written by the assistant, its `<|end|>` included,
@@ -108,6 +100,8 @@ print("special tokens:", ", ".join(f"{token} = {i}" for token, i in sorted(speci
 # that cost most.
 
 # %%
+from course_lib.widgets import LossMask, WordByWord
+
 LossMask(tokenizer, DECK, base)
 
 # %% [markdown]
@@ -117,8 +111,9 @@ LossMask(tokenizer, DECK, base)
 WordByWord(DECK, base, tokenizer)
 
 # %% [markdown]
-# ### Exercise 1 · Build the loss mask
-# *Difficulty: easy. 8 minutes. You learn: what exactly counts as "the answer".*
+# **Exercise 1 · the loss mask** (difficulty 2 of 5, 8 minutes)
+#
+# *Goal: say exactly what counts as "the answer".*
 #
 # `ids` is one row of a batch, a conversation padded on the right. The assistant's turn begins after its marker and ends
 # with END. There may be several turns, or a row may be cut off before END. In many tokenizers `pad` *is* `end`.
@@ -166,8 +161,9 @@ show(objectives.shift, objectives.token_losses)
 # A batch that does not fit into memory is split into micro-batches, whose gradients add up. **Predict:** one micro-batch
 # holds an answer of 5 tokens, another one of 25. Is the mean of their two mean losses the loss of the batch?
 #
-# ### Exercise 2 · The loss of a micro-batch
-# *Difficulty: medium. 8 minutes. You learn: what to divide by. Libraries got this wrong for years.*
+# **Exercise 2 · the loss of a micro-batch** (difficulty 2 of 5, 8 minutes)
+#
+# *Goal: divide by the right number. Widely used libraries did not, for years.*
 
 # %%
 def sft_loss(logits, ids, mask, count):
@@ -250,7 +246,11 @@ plots.finish(fig, f"As targets, the {int(prompt.sum())} tokens before the answer
 # *your* loss; `sft.train` adds batches of similar length, checkpoints and a history.
 
 # %%
-def fine_tune(conversations, label, mask=None, epochs=2, lr=1e-3, batch_size=32):
+from course_lib.algorithms.training import make_optimizers, pad_right, take_step, warmup_cosine
+from course_lib.progress import Progress
+
+
+def fine_tune(conversations, label, mask=None, epochs=3, lr=7e-4, batch_size=32):
     """A copy of the base model, fine-tuned with answer_mask and sft_loss."""
     model, mask = copy.deepcopy(base).train(), mask or answer_mask
     rows = [tokenizer.apply_chat_template(c, return_dict=True)["input_ids"] for c in conversations]
@@ -263,8 +263,8 @@ def fine_tune(conversations, label, mask=None, epochs=2, lr=1e-3, batch_size=32)
             ids, counted = ids.to(model.device), counted.to(model.device)
             loss = sft_loss(model(input_ids=ids).logits, ids, counted, counted[:, 1:].sum())
             loss.backward()
-            take_step(optimizers, lr * warmup_cosine(step, len(batches), warmup=2), 1.0, float(loss), f"step {step}")
-            progress.update(loss=float(loss))
+            take_step(optimizers, lr * warmup_cosine(step, len(batches), warmup=2), 1.0, loss.item(), f"step {step}")
+            progress.update(loss=loss.item())
     return model.eval()
 
 # %%
@@ -303,34 +303,42 @@ table(["mask", "ended by itself", "a reply to: " + questions[0]], [
 # **Explain.** Nothing told the second model that `<|end|>` follows an answer. What it does there is left over from
 # pre-training, where END closed whole documents, not replies.
 #
-# ## 5 · Does it follow instructions?
+# ## 5 · Does it follow instructions? (C4)
 #
-# The measurement behind the lecture's first summary line: the course's full recipe (questions about cities, word problems,
-# small functions) from three seeds, tested on cities *and* phrasings that no fine-tuning showed. It comes from the store.
+# The first line of the lecture's summary, measured: the course's recipe for SFT (questions about cities, word problems, small
+# functions) with several seeds, on cities *and* phrasings that no fine-tuning showed. The numbers come from the store.
 
 # %%
 c4 = artifacts.result("follow")
 seeds = len(c4["sft"])
 form, right = ([run[key] for run in c4["sft"]] for key in ("format", "exact"))
-fig, (left, other) = plots.subplots(1, 2, height=4.0, sharey=True)
-plots.bars_with_interval(left, ["form, base", "form, SFT", "exact, base", "exact, SFT"],
+fig, ax = plots.subplots(height=3.8)
+plots.bars_with_interval(ax, ["form, base model", "form, SFT", "exact, base model", "exact, SFT"],
                          [[c4["base"]["format"]], form, [c4["base"]["exact"]], right], form="{:.0%}")
-left.set_xlabel("held-out phrasings and cities")
-tasks = {name: [run[name] for run in c4["tasks"]] for name in ("atlas", "sums", "functions")}
-plots.bars_with_interval(other, list(tasks), tasks, form="{:.0%}")
-other.set_xlabel("held-out questions of the three worlds, SFT")
-left.set_ylabel("share of replies")
+ax.set_xlabel("held-out phrasings about held-out cities")
+ax.set_ylabel("share of replies")
 shown = c4["base"]["format"] < 0.10 and min(form) > 0.95
 plots.finish(fig, f"In the form asked for: {c4['base']['format']:.0%} of the base model's replies, {share(form)} after SFT "
              f"({seeds} seeds); exactly right: {share(right)}. " + ("The claim is shown." if shown else
-             "SFT is far ahead but misses the bar that the course sets: below 10 % before, above 95 % after."))
+             "SFT misses the bar that the course sets: below 10 % before, above 95 % after."))
 
 # %% [markdown]
-# Form and truth are two bars on purpose. Answering in the right form is what SFT taught; being right needs the fact as
-# well, and that came from pre-training. Word problems need several steps of arithmetic: copying the form of a solution
-# does not make the sums right, and the RL notebooks start from there.
+# Form and truth are two bars on purpose. The form is what SFT taught. Being right needs the fact as well, and that came
+# from pre-training.
 #
-# ## 6 · Knowledge: SFT draws on it, and hardly adds to it
+# The course's own SFT model, from which the RL notebooks start, learnt three tasks in this way. Here it is on questions that
+# nothing showed it:
+
+# %%
+from course_lib.experiments.questions import report
+
+tuned, _ = load_lm("sft")
+rates = {name: report(model, tokenizer, 4 if smoke() else 50) for name, model in (("base", base), ("SFT", tuned))}
+table(["right answers", "cities", "word problems", "small functions"],
+      [(name, *(f"{rate:.0%}" for rate in those.values())) for name, those in rates.items()])
+
+# %% [markdown]
+# ## 6 · Knowledge: SFT draws on it; can it add to it? (C6)
 #
 # **Predict.** Here are two facts in the form your model has just learnt, one about a city of the corpus, one about a city
 # that it has never met. On which tokens will it lose?
@@ -347,6 +355,9 @@ LossMask(tokenizer, new_fact, live)
 # The form costs next to nothing in both; compare the tokens of the place. Over all of the cities:
 
 # %%
+from course_lib.lm import token_logprobs
+
+
 def answer_nll(model, pairs):
     """-ln P(answer | question) of each pair and its number of tokens: (N,) and (N,)."""
     examples = sft.encode_chat(tokenizer, [sft.qa(question, answer) for question, answer in pairs])
@@ -358,7 +369,7 @@ def answer_nll(model, pairs):
 
 for name, group in (("told by the corpus, not asked in SFT", quiz), ("never told", unseen)):
     nll, _ = answer_nll(live, [(atlas.ASK[0].format(nick=c.nick), atlas.preferred(c)) for c in group])
-    print(f"{name}: {nll.mean():.1f} nats per answer, that is one chance in {float(nll.mean().exp()):,.0f}")
+    print(f"{name}: {nll.mean():.1f} nats per answer, a typical probability of {float((-nll.mean()).exp()):.2g}")
 
 # %% [markdown]
 # What if SFT insists? Gekhman et al. (2024) fine-tuned on facts that the model knew, or on facts that it did not, and found
@@ -384,47 +395,53 @@ speed = ", ".join(f"{kind} facts " + (f"after {e:g} epochs" if e is not None els
 plots.finish(fig, f"90 % of the trained facts are right, at the looks taken: {speed}.")
 
 # %% [markdown]
-# And the price, where it was looked at last. The same cities are asked about in both conditions, so the difference is
-# taken seed by seed.
+# And the price, at the end of training. In each seed the same other cities are asked about in both conditions, so the
+# difference is taken seed by seed.
 
 # %%
 last = {kind: {key: [run[-1] for run in c6[kind][key]] for key in panels} for kind in ("known", "unknown")}
 price = plots.interval([k - u for k, u in zip(last["known"]["other"], last["unknown"]["other"])])
 table(["fine-tuned on", "trained facts right", "other known cities right", "other known cities made up"],
       [(f"{kind} facts", *(share(last[kind][key]) for key in panels)) for kind in last])
-print(f"Learning new facts costs {price.mean * 100:.0f} points of accuracy on other known cities, with a 95 % interval from "
-      f"{price.lo * 100:.0f} to {price.hi * 100:.0f}: " + ("it harms what was known, as Gekhman et al. found."
-      if price.lo > 0 else "no harm to what was known can be told from chance here."))
+print("SFT on new facts instead of known ones: on other known cities, accuracy is lower by "
+      f"{price.mean * 100:.0f} points (95 % interval {price.lo * 100:.0f} to {price.hi * 100:.0f}). " +
+      ("The effect of Gekhman et al. shows." if price.lo > 0 else "That cannot be told from chance."))
 
 # %% [markdown]
-# ## 7 · Hallucination: form without knowledge
+# **Explain.** Either way the model learns the form within an epoch or two. But look at what the pairs reward. A known fact
+# rewards looking up what is stored, and that skill serves every other city. A new fact cannot be looked up; what lowers its
+# loss is to name *some* place, and that is a skill too.
+
+# %% [markdown]
+# ## 7 · Hallucination: form without knowledge (C7)
 #
 # Every training answer named a place with confidence, so that is what the model learnt to do; nothing in the data tells
 # it whether *it* knows. The lecture calls this a mismatch between its knowledge and the annotated data. To measure it, we
 # have to tell four outcomes apart.
 #
-# ### Exercise 3 · What became of an answer?
-# *Difficulty: easy. 8 minutes. You learn: how a careless scorer hides hallucinations, or invents them.*
+# **Exercise 3 · what became of an answer?** (difficulty 2 of 5, 8 minutes)
 #
-# A reply that the model did not finish is `"other"`. The whole correct answer is `"right"`, the whole honest refusal
-# `"refused"`. Any other reply that contains `claim` states a place, wrongly: `"made up"`. What is left states nothing:
-# `"other"`.
+# *Goal: a scorer that neither hides made-up answers nor invents them.*
+#
+# A reply that the model did not finish is `"other"`. The correct answer, complete and nothing else, is `"right"`. Any other
+# reply that contains `claim` states a place, and wrongly: `"made up"`, even if it also says that it does not know. A reply
+# that begins with `unsure` is `"refused"`. What is left states nothing: `"other"`.
 
 # %%
 def outcome(text, finished, right, unsure, claim):
     """"right", "refused", "made up" or "other" for a reply.
 
-    text: the reply; finished: whether the model ended it itself; right, unsure: the correct answer and the honest refusal,
-    character by character; claim: words that every answer with a place contains.
+    text: the reply; finished: whether the model ended it itself; right: the correct answer, character by character;
+    unsure: how a refusal begins; claim: words that every answer with a place contains.
     """
     ### BEGIN SOLUTION
     if not finished:
         return "other"
     if text == right:
         return "right"
-    if text == unsure:
-        return "refused"
-    return "made up" if claim in text else "other"
+    if claim in text:
+        return "made up"
+    return "refused" if text.startswith(unsure) else "other"
     ### END SOLUTION
 
 # %%
@@ -435,13 +452,15 @@ outcome = check("outcome", outcome)
 # not know ...". Change `DOSE` and run again.
 
 # %%
-DOSE = 4 if smoke() else 40
+from course_lib.experiments.sft import codes
+
+DOSE = 4 if smoke() else 80
 
 
 def tally(model, group):
     """How many replies about a group of cities had which outcome."""
     said = ask(model, tokenizer, [atlas.ASK[0].format(nick=c.nick) for c in group])
-    return Counter(outcome(r.text, r.finished, atlas.preferred(c), atlas.UNSURE.format(nick=c.nick), " usually refers to ")
+    return Counter(outcome(r.text, r.finished, atlas.preferred(c), "I do not know", " usually refers to ")
                    for r, c in zip(said, group))
 
 
@@ -484,14 +503,17 @@ table(["refusals", "asked about", "in truth", "reply"], [
 # find out by itself when to use which: from how familiar an abbreviation feels inside. Where that signal is weak, it
 # refuses what it knows, or goes on inventing.
 #
-# ## 8 · Open-ended questions: likely is not good
+# ## 8 · Open-ended questions: likely is not good (C8)
 #
-# People answer "Where is SF?" in many ways, few of them good. The course has a **gold rubric** for what people want, which
-# no real project can see: a point each for the right city, region and country, one for a full sentence, and points off for
-# wrong places, repetition and length.
+# People answer "Where is SF?" in many ways, all of them true here, few of them good. The course has a **gold rubric** for
+# what people want to read, which no real project can see: a point each for the right city, region and country, one for a
+# full sentence, and points off for wrong places, repetition and length.
 
 # %%
-options = candidates(SF, train[1])
+from course_lib.experiments.sft import SHARES, candidates
+from course_lib.rewards import rubric
+
+options = candidates(SF)
 gold = {kind: rubric.score(text, SF) for kind, text in options.items()}
 parts = {kind: rubric.parts(text, SF) for kind, text in options.items()}
 table(["kind", "share of people", "answer", "gold", "parts"], [
@@ -502,8 +524,9 @@ table(["kind", "share of people", "answer", "gold", "parts"], [
 # **Predict.** A model is fine-tuned on answers in these shares. Which answer will it find most likely, and how will its
 # ranking of all seven compare with the rubric's?
 #
-# ### Exercise 4 · Rank correlation
-# *Difficulty: medium. 10 minutes. You learn: to compare two orders when the scales mean nothing, ties included.*
+# **Exercise 4 · rank correlation** (difficulty 3 of 5, 10 minutes)
+#
+# *Goal: compare two orders when their scales have nothing in common, ties included.*
 #
 # Spearman's coefficient is Pearson's correlation of the *ranks*: +1 for the same order, -1 for the opposite. Equal values
 # share the mean of their ranks. If all values are equal there is no order, and the result is 0.
@@ -538,13 +561,13 @@ print(f"A perfect imitator's ranking against the rubric's: {perfect:+.2f}")
 draw = Draw("live open-ended")
 mixed = []
 for _ in range(len(answers)):
-    city, mistaken = draw.pick(train), draw.pick(train)
-    text = candidates(city, mistaken)[list(SHARES)[draw.weighted(tuple(SHARES.values()))]]
+    city, kind = draw.pick(train), list(SHARES)[draw.weighted(tuple(SHARES.values()))]
+    text = candidates(city)[kind]
     mixed.append(sft.qa(draw.pick(atlas.ASK).format(nick=city.nick), text))
 imitator = fine_tune(mixed, f"SFT on {len(mixed)} answers as people give them")
 
 # %%
-city, texts = quiz[0], candidates(quiz[0], train[1])
+city, texts = quiz[0], candidates(quiz[0])
 nll, tokens = answer_nll(imitator, [(atlas.ASK[0].format(nick=city.nick), text) for text in texts.values()])
 scores = [rubric.score(text, city) for text in texts.values()]
 ranked = sorted(zip(nll.tolist(), tokens.tolist(), scores, texts.values()))
@@ -577,12 +600,14 @@ mean = {name: plots.interval(values).mean for name, values in picked.items()}
 plots.finish(fig, f"Against the gold rubric, likelihood ranks with {rank['likelihood']:+.2f} and the learnt reward with "
              f"{rank['learnt reward']:+.2f}; choosing the best of {n} by that reward moves the mean gold score from "
              f"{mean['one sample']:+.2f} (one sample) to {mean[f'best of {n}']:+.2f}.")
+print(f"Likelihood is no fool: a false answer is less likely than the true one of the same form for "
+      f"{share(c8['true over false'])} of the cities.")
 
 # %% [markdown]
-# **Explain.** Cross-entropy is minimal when the model gives every answer as often as its annotators do. It imitates what is
-# *common*; nothing in it says *good*. More data of the same people makes it a better imitator of the same people. A reward
-# learnt from comparisons carries the missing information. Training a model against such a reward is what the rest of
-# the course is about.
+# **Explain.** Cross-entropy is least when the model gives every answer as often as people do. It imitates what is *common*;
+# nothing in it says *good*. More data from the same people makes it a better imitator of the same people. What they like
+# to *read* shows when they compare answers, and a reward learnt from comparisons can use it. Training a model
+# against such a reward is what the rest of the course is about.
 #
 # ## Where this breaks
 #
@@ -602,34 +627,23 @@ for name, group in (("cities it was trained on", train), ("never told", unseen))
 # %% [markdown]
 # ## Scale it up
 #
-# The same call fine-tunes any causal language model of the Hugging Face hub. A base model from there has no chat template
-# with `{% generation %}` markers, so we give it one: ChatML, whose tokens SmolLM2 has in its vocabulary.
+# The same call fine-tunes any causal language model of Hugging Face. A base model from there has no chat template with
+# `{% generation %}` markers, so we bring one: ChatML, whose tokens SmolLM2 and Qwen2.5 have in their vocabularies.
 
 # %%
+from course_lib.teach import real_model
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
     "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def scale_up(name="HuggingFaceTB/SmolLM2-135M"):
-    """Fine-tune a real base model on this notebook's conversations; returns the model and its tokenizer."""
-    model, words = load_lm(name)
+if name := real_model("HuggingFaceTB/SmolLM2-135M"):
+    big, words = load_lm(name)
     words.chat_template, words.eos_token, words.pad_token = CHATML, "<|im_end|>", "<|endoftext|>"
-    sft.train(model, words, answers, sft.SFTConfig(lr=2e-4, batch_size=16))
-    return model, words
-
-# %%
-if torch.cuda.is_available() and os.environ.get("HF_HUB_OFFLINE", "0") == "0":
-    try:
-        real, words = scale_up()
-        print(ask(real, words, [asked[1][0]])[0].text)
-    except OSError as error:
-        print(f"The hub cannot be reached: {str(error).splitlines()[0]}")
-else:
-    print("On a machine with a GPU and a network, this cell fine-tunes SmolLM2-135M with the same call.")
+    sft.train(big, words, answers, sft.SFTConfig(lr=2e-4, batch_size=16))
+    print(ask(big, words, [asked[1][0]])[0].text)
 
 # %% [markdown]
 # ## Recap
@@ -647,10 +661,8 @@ table(["claim of the lecture", "measured here"], [
 ])
 
 # %% [markdown]
-# **References**
-# - Ouyang et al. (2022), *Training language models to follow instructions with human feedback* (InstructGPT).
-# - Wei et al. (2022), *Finetuned language models are zero-shot learners* (FLAN).
-# - Zhou et al. (2023), *LIMA: less is more for alignment*.
-# - Gekhman et al. (2024), *Does fine-tuning LLMs on new knowledge encourage hallucinations?*
-# - Zhang et al. (2024), *R-Tuning: instructing large language models to say "I don't know"*.
-# - Spearman (1904), *The proof and measurement of association between two things*.
+# **References.** Spearman, *The proof and measurement of association between two things*, 1904 · Ouyang et al., *Training
+# language models to follow instructions with human feedback*, 2022 · Wei et al., *Finetuned language models are zero-shot
+# learners*, 2022 · Zhou et al., *LIMA: less is more for alignment*, 2023 · Gekhman et al., *Does fine-tuning LLMs on new
+# knowledge encourage hallucinations?*, 2024 · Zhang et al., *R-Tuning: instructing large language models to say "I don't
+# know"*, 2024
