@@ -12,12 +12,12 @@ def show(*functions: Callable | type, doc: bool = False) -> None:
     The docstring is left out unless `doc` is true: the notebook's own words stand beside the code. Each function is
     headed by the file it comes from. Raises `TypeError` for something without Python source, such as a built-in.
     """
-    from IPython.display import Code, Markdown, display
+    from IPython.display import Markdown, display
 
     for function in functions:
         code = source(function, doc=doc)
         if _in_notebook():
-            display(Markdown(f"`{_home(function)}`"), Code(code, language="python"))
+            display(Markdown(f"`{_home(function)}`\n```python\n{code}\n```"))
         else:
             print(f"# {_home(function)}\n{code}")
 

@@ -8,7 +8,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, less on a T4 (estimates, for a filled store) |
 # | starts from | nothing |
 # | leaves behind | the base model and the scaling study in the store, if they are not there yet |
 #
@@ -65,7 +65,7 @@ show(chain_rule)
 import copy
 
 exact = copy.deepcopy(base).cpu().double()  # 64 bits, so that only mistakes differ
-text = atlas.sentence(atlas.REFERS[0], atlas.cities()[0])
+text = "SF usually refers to San Francisco"
 ids = encode_documents(tokenizer, [text])[0]
 product, off = 1.0, 0.0
 with torch.no_grad():
@@ -88,9 +88,10 @@ print(f"  one call for all:       {math.exp(sum(steps)):.9e}")
 # %% [markdown]
 # ### Does the product mean anything?
 #
-# If $P$ is a probability, then it says how *often* a text comes when we sample. Two tokens, thousands of samples:
+# If $P$ is a probability, then it says how *often* a text comes when we sample. We let the model begin thousands of
+# documents, and count their first two tokens.
 #
-# **Predict:** of the 20 most probable pairs, how many should lie outside their 95 % intervals?
+# **Predict:** for how many of the 20 most probable beginnings will the 95 % interval of the count miss $P$?
 
 # %%
 from collections import Counter
@@ -98,16 +99,15 @@ from collections import Counter
 from course_lib.algorithms.training import pad_right
 
 N = 400 if smoke() else 4000
-context = "Tom has 5 apples. Tom"
-rollouts = sample(base, tokenizer, [context], max_new_tokens=2, samples_per_prompt=N, seed=0)
+start = [tokenizer.bos_token_id]
+rollouts = sample(base, tokenizer, [start], max_new_tokens=2, samples_per_prompt=N, seed=0)
 counts = Counter(tuple(row) for row in rollouts.completion_ids.tolist())
-prefix = rollouts.prompt_ids[0].tolist()
-rows = pad_right([prefix + list(pair) for pair in counts], tokenizer.pad_token_id)
+rows = pad_right([start + list(pair) for pair in counts], tokenizer.pad_token_id)
 rows = rows.to(base.device)
 with torch.no_grad():
     logprobs = token_logprobs(base, rows, torch.ones_like(rows, dtype=torch.bool))
-predicted_p = logprobs[:, len(prefix) - 1:].sum(-1).exp().tolist()  # P(a) P(b | a)
-pairs = sorted(zip(predicted_p, counts.values()), reverse=True)[:20]
+product = logprobs.sum(-1).exp().tolist()  # P(first) P(second | first)
+pairs = sorted(zip(product, counts.values()), reverse=True)[:20]
 
 # %%
 fig, ax = subplots(height=3.8)
@@ -119,11 +119,12 @@ for p, count in pairs:
     ax.errorbar(p, seen, half, marker="o", color="C0", capsize=3)
 ends = [min(p for p, _ in pairs), max(p for p, _ in pairs)]
 ax.plot(ends, ends, color="black", linestyle=":", marker="", label="as often as predicted")
-ax.set_xlabel("P(first token) x P(second | first)")
-ax.set_ylabel("share of the samples")
+log_scale(ax)
+ax.set_xlabel("P(first token) x P(second token | first token)")
+ax.set_ylabel(f"share of {N:,} samples")
 ax.legend()
-finish(fig, f"The product of conditionals predicts how often a text is sampled: {holds} of "
-            f"{len(pairs)} intervals over {N:,} samples hold the prediction.")
+finish(fig, f"The product of conditionals says how often a text is sampled: {holds} of {len(pairs)} "
+            f"intervals hold it.")
 
 # %% [markdown]
 # ## 2 · What is a token?
@@ -156,8 +157,8 @@ print(f"{sum(a == b for a, b in zip(nasty, back))} of {len(nasty)} texts come ba
 documents = list(corpus.documents("a look", 500))
 encoded = encode_documents(tokenizer, [d.text for d in documents])
 tokens, characters = sum(map(len, encoded)), sum(len(d.text) for d in documents)
-print(f"{characters / tokens:.1f} characters per token, {tokens / len(encoded):.0f} tokens per")
-print("document. The first of them is <|bos|>, the last is <|end|>.\n")
+print(f"{characters / tokens:.1f} characters per token, {tokens / len(encoded):.0f} tokens per document.")
+print("The first token of a document is <|bos|>, the last is <|end|>.\n")
 for document in documents[:3]:
     print(f"[{document.kind}]\n{document.text}\n")
 
@@ -300,7 +301,7 @@ def learn(model, rows, watch, lr=4e-3, batch_size=16):
     batches = rows[order].split(batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     losses, steps = [], len(batches)
-    with Progress("pre-training a tiny model, live", total=steps) as progress:
+    with Progress("pre-training a small model, live", total=steps) as progress:
         for step, ids in enumerate(batches):
             watch(step, steps)
             rate = lr * warmup_cosine(step, steps, warmup=1 + steps // 20)
@@ -320,18 +321,18 @@ def learn(model, rows, watch, lr=4e-3, batch_size=16):
 # %%
 from course_lib.experiments.pretraining import PROMPTS, continuations
 
-tiny = build_lm(tokenizer, "tiny")
+small = build_lm(tokenizer, "tiny" if smoke() else "small")
 said = {}
 
 
 def listen(step, steps):
     """Keep what the model says at the start, a tenth of the way, and half-way."""
     if step in (0, steps // 10, steps // 2):
-        said[step] = continuations(tiny, tokenizer)
+        said[step] = continuations(small, tokenizer)
 
 
-live = learn(tiny, ways["in order (yours)"], listen)
-said[len(live)] = continuations(tiny, tokenizer)
+live = learn(small, ways["in order (yours)"], listen)
+said[len(live)] = continuations(small, tokenizer)
 
 # %%
 fig, ax = subplots(height=3.6)
@@ -345,14 +346,14 @@ finish(fig, f"The loss starts at {live[0]:.2f}, where ln {V:,} = {math.log(V):.2
             f"{live[-1]:.2f} after {len(live)} steps.")
 
 # %%
-for step, texts in said.items():
-    print(f"after {step} steps")
-    for prompt, text in zip(PROMPTS, texts):
-        print(f"    {prompt} >> {' '.join(text.split())}")
+for i, prompt in enumerate(PROMPTS):
+    print(f"{prompt} ...")
+    for step, texts in said.items():
+        print(f"  step {step:4}: {' '.join(texts[i].split())[:76]}")
 
 # %% [markdown]
-# First letters and word shapes, then frequent words, then form: a sentence about a city, an equation, a line of Python.
-# What is *true* comes last. A model of this size, with this little text, may never get there.
+# Any token at all, then the frequent ones, then form: sentences about cities, equations, lines of Python. What is *true*
+# comes last. A model of this size, with this little text, may never get there.
 #
 # ## 6 · How good can it get? The floor (C2)
 #
@@ -389,7 +390,7 @@ steps = [entry for entry in study["history"] if "loss" in entry]
 gap = looks[-1]["held_out"] - floor
 
 fig, (left, right) = subplots(1, 2, height=3.8)
-trained, seen = [s["tokens"] for s in steps], [s["tokens"] for s in looks]
+trained, seen = [s["tokens"] / 1e6 for s in steps], [s["tokens"] / 1e6 for s in looks]
 left.plot(trained, [s["loss"] for s in steps], marker="", label="training")
 left.plot(seen, [s["held_out"] for s in looks], label="held out")
 left.axhline(math.log(V), color="black", linestyle=":", label="ln |V|")
@@ -399,16 +400,17 @@ left.legend()
 right.plot(seen, [s["held_out"] - floor for s in looks], color="C1", marker="s")
 right.set_ylabel("held-out loss above the floor")
 log_scale(right, "y")
-fig.supxlabel("tokens read (1 run, no interval)")
+fig.supxlabel("million tokens read (1 run, no interval)")
 finish(fig, f"From {looks[0]['held_out']:.2f} (ln |V| = {math.log(V):.2f}) the held-out loss falls "
             f"to {looks[-1]['held_out']:.3f}; the floor is {floor:.3f}, the gap {gap:.3f} nats per token "
             f"({gap / floor:.1%} of the floor).")
 
 # %%
-for look in (looks[0], looks[1], looks[-1]):
-    print(f"after {look['tokens']:,} tokens")
-    for prompt, text in zip(PROMPTS, look["samples"]):
-        print(f"    {prompt} >> {' '.join(text.split())}")
+for i, prompt in enumerate(PROMPTS):
+    print(f"{prompt} ...")
+    for look in (looks[0], looks[1], looks[-1]):
+        said_then = " ".join(look["samples"][i].split())[:70]
+        print(f"  {look['tokens']:9,} tokens: {said_then}")
 
 # %% [markdown]
 # ### The gap has a name
@@ -517,9 +519,9 @@ for i, tokens in enumerate(read):
     print(f"{tokens:10,} tokens: {d.mean:+.3f} [{d.lo:+.3f}, {d.hi:+.3f}]   {verdict(d)}")
 
 # %% [markdown]
-# Read the lines, not the slogan. A bigger model makes more of the same text as soon as there is enough of it; where the
-# text is very short, all of them have hardly begun. And an exponent is a summary of *this* range: where a fitted line leaves
-# the points, the power law is not the law.
+# Read the lines, not the slogan: size helps where the table says so, and only there. The smallest corpus is a few steps of
+# training, in which no model gets far. And an exponent is a summary of *this* range: where a fitted line leaves the points,
+# the power law is not the law.
 #
 # ## 8 · Sampling: temperature and top-k
 #
@@ -550,7 +552,7 @@ def adjust_logits(logits, temperature=1.0, top_k=0):
 adjust_logits = check("adjust_logits", adjust_logits)
 
 # %% [markdown]
-# With your function, a sampler is six lines. (The course's `sample` does the same, many rows at once and with a cache.)
+# With your function, a sampler is a few lines. (The course's `sample` does the same, many rows at once and with a cache.)
 
 
 # %%
@@ -566,11 +568,11 @@ def speak(model, text, temperature, top_k=0, tokens=24, seed=0):
     return " ".join(tokenizer.decode(ids[0, start:], skip_special_tokens=True).split())
 
 
-for temperature in (0.3, 1.0, 1.5, 2.5):
-    print(f"T = {temperature}")
-    for prompt in PROMPTS[:2]:
-        print(f"    {prompt} >> {speak(base, prompt, temperature)}")
-print(f"T = 2.5, top-k = 3\n    {PROMPTS[0]} >> {speak(base, PROMPTS[0], 2.5, top_k=3)}")
+for prompt in PROMPTS[:2]:
+    print(f"{prompt} ...")
+    for temperature, top_k in ((0.3, 0), (1.0, 0), (1.5, 0), (2.5, 0), (2.5, 3)):
+        rule = f"T = {temperature}" + (f", top-k {top_k}" if top_k else "")
+        print(f"  {rule:16} {speak(base, prompt, temperature, top_k)[:74]}")
 
 # %% [markdown]
 # **An exact check.** The course's sampler notes the log-probability of each token *under the distribution it was drawn
