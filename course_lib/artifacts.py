@@ -17,19 +17,19 @@ SIZES = {
         "seconds": 220,
     },
     "scaling": {
-        "full": dict(shapes=[[32, 2, 2, 88], [64, 2, 2, 176], [128, 3, 4, 352]], documents=[110, 330, 1000, 3000],
+        "full": dict(shapes=[[32, 2, 2, 88], [64, 2, 2, 176], [128, 3, 4, 352]], documents=[90, 270, 800, 2400],
                      seeds=[0, 1, 2], held_out_documents=100, lr=5e-3, batch_size=8),
         "smoke": dict(shapes=[[16, 1, 2, 32], [32, 1, 2, 64]], documents=[20, 60], seeds=[0, 1], held_out_documents=10,
                       lr=5e-3, batch_size=8),
         "seconds": 100,
     },
     "sft": {
-        "full": dict(seed=0, cities=100, phrasings=4, n_sums=2000, n_functions=200),
+        "full": dict(seed=0, cities=100, phrasings=6, n_sums=1200, n_functions=200),
         "smoke": dict(seed=0, cities=4, phrasings=2, n_sums=8, n_functions=8),
         "seconds": 60,
     },
     "follow": {
-        "full": dict(seeds=[1, 2, 3], cities=100, phrasings=4, n_sums=50, n_functions=50),
+        "full": dict(seeds=[1, 2, 3], cities=100, phrasings=3, n_sums=50, n_functions=50),
         "smoke": dict(seeds=[1, 2], cities=2, phrasings=1, n_sums=4, n_functions=4),
         "seconds": 60,
     },
