@@ -289,13 +289,18 @@ def record_steps(monkeypatch, decoder):
     return sizes
 
 
-def test_finished_rows_are_dropped(tiny_tokenizer, monkeypatch):
+@pytest.mark.parametrize("samples", [1, 8])
+def test_finished_rows_are_dropped(tiny_tokenizer, monkeypatch, samples):
+    """As soon as a quarter of the batch would go, where every prompt that has live rows keeps equally many."""
     sizes = record_steps(monkeypatch, LlamaDecoder)
-    model = many_ends(make_lm(tiny_tokenizer))
-    rollouts = sample(model, tiny_tokenizer, PROMPTS, max_new_tokens=30, samples_per_prompt=8)
-    alive = rollouts.completion_mask[:, 1:].sum(0).tolist()  # a row still needs its step
-    assert sizes == sorted(sizes, reverse=True) and len(sizes) == len(alive)
-    assert all(needed <= size < needed / 0.75 + 1 for needed, size in zip(alive, sizes))
+    model, prompts = many_ends(make_lm(tiny_tokenizer)), PROMPTS * (32 // len(PROMPTS) // samples)
+    rollouts = sample(model, tiny_tokenizer, prompts, max_new_tokens=30, samples_per_prompt=samples)
+    live = rollouts.completion_mask[:, 1:].unflatten(0, (len(prompts), samples))  # still to be stepped
+    counts = live.sum(1)  # (prompts, T - 1)
+    needed = (counts.amax(0) * (counts > 0).sum(0)).tolist()
+    assert len(sizes) == len(needed) > 8 and sizes[0] > 2 * sizes[-1]
+    for before, size, least in zip([32, *sizes], sizes, needed):
+        assert size == (least if least <= 0.75 * before else before)
 
 
 def test_the_prompt_is_read_once_for_all_its_samples(tiny_tokenizer):
