@@ -168,7 +168,7 @@ def test_pitfall_22_a_row_without_tokens_gives_zero_and_no_nan_gradient():
 def test_sequence_logprob_ignores_what_is_masked():
     inf, nan = torch.inf, torch.nan
     logprobs = torch.tensor([[-1, -2, -inf], [nan, -4, -0.5], [-1, -1, -1]], requires_grad=True)
-    mask = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 0]])
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 0]]).bool()
     total = sequence_logprob(logprobs, mask)
     assert total.tolist() == [-3.0, -4.5, 0.0]
     total.sum().backward()
