@@ -5,7 +5,7 @@
 
 Vocabulary 512, 256 wide, 4 layers, 4 heads, SwiGLU 768; 32 rows of 128 tokens a step; AdamW, gradient norm clipped at 1. Both
 sides train copies of one model on the same rows, alternating; the first steps of each run warm up and are not counted.
-The last columns are the course's recipe, whose Muon step costs more and needs fewer tokens: see notebook 01.
+The last columns are the course's recipe, whose Muon step costs more and needs fewer tokens.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from course_lib.algorithms.training import Batch, TrainConfig, fit, mean_loss, p
 @dataclass(frozen=True)
 class PretrainConfig(TrainConfig):
     context: int = 128       # tokens in a row
-    optimizer: str = "muon"  # reaches the same loss as AdamW on less than half of the tokens here
+    optimizer: str = "muon"  # reaches a given loss on far fewer tokens than AdamW here
     lr: float = 4e-3
 
 
