@@ -190,10 +190,10 @@ class HFDecoder:
 class LlamaDecoder:
     """The same for a plain Llama, without what costs a small model more time than its arithmetic.
 
-    Weights that read the same input are joined; a prompt's keys and values are kept once for all of its samples; those
-    of the samples have their place from the start, keys transposed. Under autocast the matrix products are in its
-    precision and the residual stream is not, as in the model. Letters: B prompts, G samples, R = B G rows, H heads,
-    K key/value heads, d numbers per head, P prompt slots, t sampled slots.
+    Weights that read the same input are joined; a prompt's keys and values are kept once for all of its samples, those
+    of the samples have their place from the start. Under autocast the matrix products are in its precision and the
+    residual stream is not, as in the model. Letters: B prompts, G samples, R = B G rows, H heads, K key/value heads,
+    d numbers per head, P prompt slots, t sampled slots.
     """
 
     @staticmethod
@@ -248,11 +248,10 @@ class LlamaDecoder:
         sign = torch.where(torch.arange(self.d, device=device) < self.d // 2, -1, 1)
         self.cos, self.sin = cos[0].to(self.dtype), (sign * sin)[0].to(self.dtype)
         self.bias = torch.zeros(mask.shape, device=device).masked_fill(~mask, -torch.inf)[:, None, None]  # (B, 1, 1, P)
-        self.prompt_keys = [layer.keys.transpose(-1, -2).to(self.dtype) for layer in cache.layers]  # (B, K, d, P) each
+        self.prompt_keys = [layer.keys.to(self.dtype) for layer in cache.layers]  # (B, K, P, d) each
         self.prompt_values = [layer.values.to(self.dtype) for layer in cache.layers]  # (B, K, P, d) each
-        shape = (len(self.layers), prompts, samples, self.kv_heads)
-        self.keys = torch.empty(*shape, self.d, steps, dtype=self.dtype, device=device)  # (layers, B, G, K, d, steps)
-        self.values = torch.empty(*shape, steps, self.d, dtype=self.dtype, device=device)  # (layers, B, G, K, steps, d)
+        shape = (len(self.layers), prompts, samples, self.kv_heads, steps, self.d)
+        self.keys, self.values = torch.empty(2, *shape, dtype=self.dtype, device=device)
         self.t = 0
 
     def select(self, rows: Tensor) -> None:
@@ -282,14 +281,14 @@ class LlamaDecoder:
 
     def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Layer i: the rows' queries (R, H, d) over their prompt and their own tokens, k and v included -> (R, H d)."""
-        keys, values = self.keys[i, ..., : self.t], self.values[i, ..., : self.t, :]  # (B, G, K, d, t), (B, G, K, t, d)
-        B, G, K, _, t = keys.shape
-        keys[..., -1], values[..., -1, :] = k.view(B, G, K, -1), v.view(B, G, K, -1)
+        keys, values = self.keys[i, ..., : self.t, :], self.values[i, ..., : self.t, :]  # (B, G, K, t, d)
+        B, G, K, t, _ = keys.shape
+        keys[..., -1, :], values[..., -1, :] = k.view(B, G, K, -1), v.view(B, G, K, -1)
         q = q.view(B, G, K, -1, self.d)  # (B, G, K, H/K, d)
         by_prompt = q.transpose(1, 2).reshape(B, K, -1, self.d)  # (B, K, G H/K, d) one product for all the samples
-        to_prompt = by_prompt @ self.prompt_keys[i] + self.bias  # (B, K, G H/K, P)
+        to_prompt = by_prompt @ self.prompt_keys[i].mT + self.bias  # (B, K, G H/K, P)
         to_prompt = to_prompt.unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, P)
-        weights = torch.cat([to_prompt, q @ keys], -1).softmax(-1).to(self.dtype)  # (B, G, K, H/K, P + t)
+        weights = torch.cat([to_prompt, q @ keys.mT], -1).softmax(-1).to(self.dtype)  # (B, G, K, H/K, P + t)
         by_prompt = weights[..., :-t].transpose(1, 2).flatten(2, 3)  # (B, K, G H/K, P)
         from_prompt = (by_prompt @ self.prompt_values[i]).unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, d)
         return (weights[..., -t:] @ values + from_prompt).reshape(B * G, -1)
