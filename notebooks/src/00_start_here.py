@@ -368,8 +368,8 @@ for name, model in (("base", base), ("SFT", sft)):
     print(f"-> {form} the form of the lecture's answer\n")
 
 # %% [markdown]
-# A base model goes on with the text as its corpus would: perhaps with an answer, perhaps with the next question, and a chat
-# turn is new to it. Fine-tuning adds the *form*: it makes the answer the probable thing to say, and stopping after it.
+# A base model goes on with the text as its corpus might, true or not, and a chat turn is new to it. Fine-tuning adds the
+# *form*: it makes the answer the probable thing to say, and stopping after it.
 # (SF's own question was among the examples. Notebook 02 asks about cities whose questions were not.)
 #
 # In numbers, with your functions: how probable are the lecture's two answers, A1 and A2, after its question?
@@ -387,7 +387,7 @@ for name, model in (("base", base), ("SFT", sft)):
         logprobs = token_logprobs(model, ids.to(model.device), real.to(model.device)).cpu()
     totals = sequence_logprob(logprobs, counted)
     for label, total, row, own in zip(answers, totals, logprobs, counted):
-        print(f"{name:8}{label:6}{total:20.1f}{masked_mean(-row, own):22.2f}")
+        print(f"{name:8}{label:6}{total:20.2f}{masked_mean(-row, own):22.2f}")
 
 # %% [markdown]
 # ## Where this breaks

@@ -8,7 +8,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 1 minute on two CPU cores, less on a T4 (estimates, for a filled store) |
+# | time | about 1 to 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for models that are in the store already) |
 # | starts from | nothing |
 # | leaves behind | the base model and the scaling study in the store, if they are not there yet |
 #
@@ -149,9 +149,11 @@ for text in ("SF is San Francisco", "QZX", "13+8=21; 21-7=14", "def f(x): return
 # Nothing is ever *unknown*: in the worst case a text is spelled byte by byte. So every text comes back unchanged.
 
 # %% tags=["nbval-check-output"]
-nasty = ["", " ", "\t\n\r\n", "naïve café", "東京 🙂", "a  b   c", "0.1e-7", "<|end|> is text", "\x00\x7f", "Ω≈ç√"]
-back = [tokenizer.decode(tokenizer(t, split_special_tokens=True)["input_ids"]) for t in nasty]
-print(f"{sum(a == b for a, b in zip(nasty, back))} of {len(nasty)} texts come back unchanged")
+nasty = ["", " ", "\t\n\r\n", "naïve café", "東京 🙂", "a  b   c", "0.1e-7", "<|end|> is text",
+         "\x00\x7f", "Ω≈ç√"]
+coded = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in nasty]
+back = sum(tokenizer.decode(ids) == text for ids, text in zip(coded, nasty))
+print(f"{back} of {len(nasty)} texts come back unchanged")
 
 # %%
 documents = list(corpus.documents("a look", 500))
@@ -269,7 +271,7 @@ from course_lib.algorithms.pretrain import pack
 show(pack)
 
 # %%
-texts = [d.text for d in corpus.documents("live", 300 if smoke() else 12_000)]
+texts = [d.text for d in corpus.documents("live", 300 if smoke() else 9_000)]
 encoded = encode_documents(tokenizer, texts)
 PAD, CONTEXT = tokenizer.pad_token_id, max(128, max(map(len, encoded)))
 ways = {
@@ -467,6 +469,9 @@ finish(fig, f"Most is left to learn in {order[0]}: {first.mean:.1f} [{first.lo:.
             f"nats per document; least in {order[-1]}: {last.mean:.1f} [{last.lo:.1f}, {last.hi:.1f}].")
 
 # %% [markdown]
+# A bar below 0 is no magic: there the model expects the kind more often than it comes, and pays for that with the other
+# kinds. Only the mean over the whole mixture, the divergence, can never be negative.
+#
 # ## 7 · More data, bigger models (C3)
 #
 # The scaling study trains models of several sizes on corpora of several sizes, each with several seeds, one pass each;
@@ -595,8 +600,8 @@ print(f"{rollouts.completion_mask.sum()} tokens, largest difference {difference:
 # %% [markdown]
 # ### What a temperature costs
 #
-# Two things are measured on the base model: how many facts it gets right (`XX usually refers to ...`, 40 cities), and how
-# many different beginnings it finds for the same story.
+# Two things are measured on the base model: how many facts it gets right (`XX usually refers to ...`, for cities of its
+# corpus), and how many different next sentences it finds for the same story.
 #
 # **Predict** both curves from $T = 0.5$ to $2$. What will top-k change?
 
@@ -643,8 +648,8 @@ finish(fig, f"From T = {temperatures[0]} to {temperatures[-1]}, right facts go f
 #   stop when it should: that is notebook 02.
 # - **One run is one run.** The base model's curve has no interval over seeds, only its gap has one over documents. The
 #   scaling study has seeds, for smaller models.
-# - **A narrow range.** The study spans little more than a factor of 30 in data, with one schedule and one learning rate for all
-#   sizes. Exponents of large models are not to be read from it.
+# - **A narrow range.** The study spans a narrow range of data, with one schedule and one learning rate for all sizes.
+#   Exponents of large models are not to be read from it.
 # - **Temperature is not creativity.** It trades errors for variety, token by token; it adds nothing that the model has not
 #   learnt.
 #
