@@ -52,9 +52,9 @@ def table(head, rows):
 
 
 def share(values):
-    """A share over seeds in words: its mean and, from two seeds on, the 95 % interval."""
+    """A share over seeds in words: its mean and, where the seeds differ, its 95 % interval."""
     mean, low, high = plots.interval(values)
-    return f"{mean:.0%}" if low != low else f"{mean:.0%} ({max(low, 0):.0%} to {min(high, 1):.0%})"
+    return f"{mean:.0%}" if min(values) == max(values) else f"{mean:.0%} ({max(low, 0):.0%} to {min(high, 1):.0%})"
 
 # %% [markdown]
 # ## 1 · What a base model does with a question
@@ -345,7 +345,8 @@ table(["right answers", "cities", "word problems", "small functions"],
 
 # %%
 unseen = atlas.splits()["unseen"]
-known_fact, new_fact = (sft.qa(atlas.ASK[0].format(nick=c.nick), atlas.preferred(c)) for c in (quiz[0], unseen[0]))
+where = atlas.ASK[0].format  # where(nick="SF") is "Where is SF?"
+known_fact, new_fact = (sft.qa(where(nick=c.nick), atlas.preferred(c)) for c in (quiz[0], unseen[0]))
 LossMask(tokenizer, known_fact, live)
 
 # %%
@@ -368,8 +369,8 @@ def answer_nll(model, pairs):
 
 
 for name, group in (("told by the corpus, not asked in SFT", quiz), ("never told", unseen)):
-    nll, _ = answer_nll(live, [(atlas.ASK[0].format(nick=c.nick), atlas.preferred(c)) for c in group])
-    print(f"{name}: {nll.mean():.1f} nats per answer, a typical probability of {float((-nll.mean()).exp()):.2g}")
+    nll, _ = answer_nll(live, [(where(nick=c.nick), atlas.preferred(c)) for c in group])
+    print(f"{name}: {nll.mean():.1f} nats per answer, a typical probability of {float((-nll.double().mean()).exp()):.1e}")
 
 # %% [markdown]
 # What if SFT insists? Gekhman et al. (2024) fine-tuned on facts that the model knew, or on facts that it did not, and found
@@ -459,7 +460,7 @@ DOSE = 4 if smoke() else 80
 
 def tally(model, group):
     """How many replies about a group of cities had which outcome."""
-    said = ask(model, tokenizer, [atlas.ASK[0].format(nick=c.nick) for c in group])
+    said = ask(model, tokenizer, [where(nick=c.nick) for c in group])
     return Counter(outcome(r.text, r.finished, atlas.preferred(c), "I do not know", " usually refers to ")
                    for r, c in zip(said, group))
 
@@ -495,8 +496,8 @@ plots.finish(fig, f"Made-up answers go from {share(c7['unseen']['made_up'][0])} 
 # Read what stands behind the numbers: the same questions about places that the model cannot know, at each dose.
 
 # %%
-table(["refusals", "asked about", "in truth", "reply"], [
-    (dose, *example) for dose, examples in zip(c7["doses"], c7["examples"]) for example in examples[:2]])
+table(["asked about", "in truth", *(f"{dose} refusals" for dose in c7["doses"])],
+      [(*places[0][:2], *(reply for *_, reply in places)) for places in zip(*c7["examples"])])
 
 # %% [markdown]
 # **Explain.** Without refusals the model fills the form with whatever fits. Refusals teach it a second form, and it has to
@@ -551,38 +552,47 @@ def rank_correlation(a, b):
 rank_correlation = check("rank_correlation", rank_correlation)
 
 # %% [markdown]
-# A perfect imitator would give each kind of answer exactly the share that people give it. Then a live model, fine-tuned on
-# such answers: how likely does it find each of them for a city that it was not asked about?
+# A perfect imitator would give each kind of answer exactly the share that people give it. How near to that does a live
+# model come, fine-tuned on such answers?
 
 # %%
-perfect = rank_correlation([SHARES[kind] for kind in options], list(gold.values()))
-print(f"A perfect imitator's ranking against the rubric's: {perfect:+.2f}")
-
 draw = Draw("live open-ended")
 mixed = []
-for _ in range(len(answers)):
+for _ in range(8 if smoke() else 400):
     city, kind = draw.pick(train), list(SHARES)[draw.weighted(tuple(SHARES.values()))]
-    text = candidates(city)[kind]
-    mixed.append(sft.qa(draw.pick(atlas.ASK).format(nick=city.nick), text))
-imitator = fine_tune(mixed, f"SFT on {len(mixed)} answers as people give them")
+    mixed.append(sft.qa(draw.pick(atlas.ASK).format(nick=city.nick), candidates(city)[kind]))
+imitator = fine_tune(mixed, f"SFT on {len(mixed)} answers as people give them", epochs=2)
+table(["asked about", "the imitator's answer", "gold"], [
+    (c.nick, r.text, f"{rubric.score(r.text, c):+.1f}")
+    for c, r in zip(quiz, ask(imitator, tokenizer, [where(nick=c.nick) for c in quiz[:4]]))])
 
 # %%
-city, texts = quiz[0], candidates(quiz[0])
-nll, tokens = answer_nll(imitator, [(atlas.ASK[0].format(nick=city.nick), text) for text in texts.values()])
-scores = [rubric.score(text, city) for text in texts.values()]
-ranked = sorted(zip(nll.tolist(), tokens.tolist(), scores, texts.values()))
-table(["-ln P", "tokens", "gold", f"answer about {city.nick}, most likely first"],
-      [(f"{n:.1f}", k, f"{g:+.1f}", text) for n, k, g, text in ranked])
-print(f"Rank correlation of likelihood with gold for this question: {rank_correlation((-nll).tolist(), scores):+.2f}")
-print(f"The imitator's own answer: {ask(imitator, tokenizer, [atlas.ASK[0].format(nick=city.nick)])[0].text}")
+def likelihood_against_gold(model, group):
+    """Rank correlation of likelihood with gold among the answers about each city: the mean over cities."""
+    every = [(c, text) for c in group for text in candidates(c).values()]
+    nll, _ = answer_nll(model, [(where(nick=c.nick), text) for c, text in every])
+    scores = torch.tensor([rubric.score(text, c) for c, text in every]).view(len(group), -1)
+    pairs = zip((-nll).view(len(group), -1).tolist(), scores.tolist())
+    return sum(rank_correlation(likely, good) for likely, good in pairs) / len(group)
+
+
+c8 = artifacts.result("open_ended")
+people = list(SHARES.values())
+table(["whose likelihood", "rank correlation with gold"], [
+    ("the base model, before any SFT", f"{likelihood_against_gold(base, quiz[:20]):+.2f}"),
+    (f"the live model, {len(mixed)} answers", f"{likelihood_against_gold(imitator, quiz[:20]):+.2f}"),
+    (f"the study's models, {artifacts.size('open_ended')['answers']} answers", f"{plots.interval(c8['nll']).mean:+.2f}"),
+    ("a perfect imitator", f"{rank_correlation(people, [gold[kind] for kind in SHARES]):+.2f}")])
 
 # %% [markdown]
-# Now over all quiz cities and several seeds, beside a **reward** that was learnt from comparisons: simulated people said
+# What likelihood prefers before SFT comes from the corpus, which is written in full sentences. The more it imitates, the
+# more it prefers what people commonly say. How good an answer is plays no part in either.
+#
+# Now all quiz cities and several seeds, beside a **reward** that was learnt from comparisons: simulated people said
 # which of two answers they like better. It sees the very same model's hidden states. Best-of-n draws n answers and keeps
 # the one with the highest learnt reward.
 
 # %%
-c8 = artifacts.result("open_ended")
 n = artifacts.size("open_ended")["samples"]
 fig, (left, other) = plots.subplots(1, 2, height=4.2)
 bars = {"likelihood": c8["nll"], "likelihood per token": c8["nll per token"], "learnt reward": c8["reward"]}
@@ -621,7 +631,7 @@ print(f"Likelihood is no fool: a false answer is less likely than the true one o
 
 # %%
 for name, group in (("cities it was trained on", train), ("never told", unseen)):
-    nll, tokens = answer_nll(live, [(atlas.ASK[0].format(nick=c.nick), atlas.preferred(c)) for c in group])
+    nll, tokens = answer_nll(live, [(where(nick=c.nick), atlas.preferred(c)) for c in group])
     print(f"{name}: {nll.sum() / tokens.sum():.3f} nats per answer token")
 
 # %% [markdown]
