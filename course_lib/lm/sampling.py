@@ -1,8 +1,7 @@
 """The rollout engine: prompts in; completions, masks and the log-probs of the sampled tokens out.
 
 Each prompt is read once for all of its samples (prefill), then one token is drawn per row and step; rows that have
-ended are dropped. Two decoders make the step: `LlamaDecoder` is a Llama forward pass for one token, written out;
-`HFDecoder` calls the forward pass of any Hugging Face causal LM that keeps a cache.
+ended are dropped. The step itself is `decoding`'s: any Hugging Face causal LM, fast for the course's own kind.
 Left out: beam search, repetition penalties, constrained decoding, encoder-decoder models, a cache in pages.
 """
 
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from course_lib.lm.decoding import HFDecoder, LlamaDecoder
 from course_lib.lm.logprobs import accepted, eval_mode, position_ids
 
 
@@ -157,144 +156,6 @@ def _fullest(live: Tensor, most: int) -> Tensor:
     members = live.int().sort(dim=-1, descending=True, stable=True).indices[:, :most]  # (B, most) live ones first
     rows = members + torch.arange(len(live), device=live.device)[:, None] * live.shape[1]
     return rows[live.any(-1)]
-
-
-class HFDecoder:
-    """One more token per row, through the forward pass of any causal LM that keeps `past_key_values`."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-
-    def begin(self, cache, mask: Tensor, samples: int, steps: int) -> None:
-        """Take over the prompts' cache; mask: (B, P). Every prompt gets `samples` rows, for at most `steps` tokens."""
-        self.cache, self.mask = cache, mask
-        self.select(torch.arange(len(mask), device=mask.device)[:, None].expand(-1, samples))
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch: (prompts, samples)."""
-        self.cache.reorder_cache(rows.flatten())
-        self.mask = self.mask[rows.flatten()]  # (R, S)
-
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens, positions: (R,) -> logits of the next token (R, vocab)."""
-        self.mask = F.pad(self.mask, (0, 1), value=True)  # (R, S)
-        return self.model(
-            input_ids=tokens[:, None],
-            attention_mask=self.mask.long(),
-            past_key_values=self.cache,
-            use_cache=True,
-            **accepted(self.model, position_ids=positions[:, None]),
-        ).logits[:, -1]
-
-
-class LlamaDecoder:
-    """The same for a plain Llama, without what costs a small model more time than its arithmetic.
-
-    Weights that read the same input are joined; a prompt's keys and values are kept once for all of its samples, those
-    of the samples have their place from the start. Under autocast the matrix products are in its precision and the
-    residual stream is not, as in the model. Letters: B prompts, G samples, R = B G rows, H heads, K key/value heads,
-    d numbers per head, P prompt slots, t sampled slots.
-    """
-
-    @staticmethod
-    def fits(model: nn.Module) -> bool:
-        """Whether `model` computes what `step` does: no adapter, quantisation, bias, hook, scaled rotary."""
-        plain = (LlamaForCausalLM.__module__, "torch.nn.modules.", "transformers.activations")
-        modules = list(model.modules())
-        hooks = [h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-        return (
-            type(model) is LlamaForCausalLM
-            and all(type(m).__module__.startswith(plain) for m in modules)
-            and all(getattr(h, "__module__", "").startswith("transformers.") for h in hooks)  # they only record outputs
-            and all(p.device == model.device for p in model.parameters())
-            and model.model.rotary_emb.rope_type == "default"
-            and model.config.hidden_act == "silu"
-            and not (model.config.attention_bias or model.config.mlp_bias)
-        )
-
-    def __init__(self, model: LlamaForCausalLM):
-        autocast = torch.is_autocast_enabled(model.device.type)
-        self.dtype = torch.get_autocast_dtype(model.device.type) if autocast else model.dtype
-        self.rotary, self.embed, self.norm = model.model.rotary_emb, model.model.embed_tokens, model.model.norm
-        self.layers = [
-            (
-                layer.input_layernorm,
-                self._linear(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-                self._linear(layer.self_attn.o_proj),
-                layer.post_attention_layernorm,
-                self._linear(layer.mlp.gate_proj, layer.mlp.up_proj),
-                self._linear(layer.mlp.down_proj),
-            )
-            for layer in model.model.layers
-        ]
-        self.head = self._linear(model.lm_head)
-        attention = model.model.layers[0].self_attn
-        self.d, self.scale = attention.head_dim, attention.scaling
-        self.heads, self.kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
-
-    def _linear(self, *linears: nn.Linear) -> Callable[[Tensor], Tensor]:
-        """Several projections of one input as one: (R, in) -> (R, sum of outs)."""
-        weight = torch.cat([linear.weight for linear in linears]).to(self.dtype)  # (sum of outs, in)
-        if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-            # oneDNN with the weight laid out for it once, as in compiled models: up to 1.4 x as fast as MKL on AMD
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-            return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-        return lambda x: F.linear(x, weight)
-
-    def begin(self, cache, mask: Tensor, samples: int, steps: int) -> None:
-        """Take over the prompts' cache; mask: (B, P). Every prompt gets `samples` rows, for at most `steps` tokens."""
-        (prompts, width), device = mask.shape, mask.device
-        cos, sin = self.rotary(self.embed.weight, torch.arange(width + steps, device=device)[None])  # (1, P + steps, d)
-        sign = torch.where(torch.arange(self.d, device=device) < self.d // 2, -1, 1)
-        self.cos, self.sin = cos[0].to(self.dtype), (sign * sin)[0].to(self.dtype)
-        self.bias = torch.zeros(mask.shape, device=device).masked_fill(~mask, -torch.inf)[:, None, None]  # (B, 1, 1, P)
-        self.prompt_keys = [layer.keys.to(self.dtype) for layer in cache.layers]  # (B, K, P, d) each
-        self.prompt_values = [layer.values.to(self.dtype) for layer in cache.layers]  # (B, K, P, d) each
-        shape = (len(self.layers), prompts, samples, self.kv_heads, steps, self.d)
-        self.keys, self.values = torch.empty(2, *shape, dtype=self.dtype, device=device)
-        self.t = 0
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch: (prompts, samples)."""
-        samples = self.keys.shape[2]
-        prompts, members = rows[:, :1] // samples, rows % samples
-        self.keys, self.values = self.keys[:, prompts, members], self.values[:, prompts, members]
-        prompts = prompts[:, 0]
-        self.prompt_keys = [keys[prompts] for keys in self.prompt_keys]
-        self.prompt_values = [values[prompts] for values in self.prompt_values]
-        self.bias = self.bias[prompts]
-
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens, positions: (R,) -> logits of the next token (R, vocab)."""
-        rows, self.t = len(tokens), self.t + 1
-        cos, sin = self.cos[positions, None], self.sin[positions, None]  # (R, 1, d)
-        x = self.embed(tokens)  # (R, hidden)
-        for i, (norm1, qkv, out, norm2, gate_up, down) in enumerate(self.layers):
-            heads = qkv(self._normed(x, norm1)).view(rows, -1, self.d)  # (R, H + 2K, d)
-            qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
-            qk = torch.addcmul(qk * cos, qk.roll(self.d // 2, -1), sin)  # (x1 cos - x2 sin, x2 cos + x1 sin)
-            q, k = qk.split([self.heads, self.kv_heads], 1)  # (R, H, d), (R, K, d)
-            x = x + out(self._attend(i, q * self.scale, k, v))
-            gate, up = gate_up(self._normed(x, norm2)).chunk(2, -1)  # (R, ffn) each
-            x = x + down(F.silu(gate) * up)
-        return self.head(self._normed(x, self.norm))
-
-    def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Layer i: the rows' queries (R, H, d) over their prompt and their own tokens, k and v included -> (R, H d)."""
-        keys, values = self.keys[i, ..., : self.t, :], self.values[i, ..., : self.t, :]  # (B, G, K, t, d)
-        B, G, K, t, _ = keys.shape
-        keys[..., -1, :], values[..., -1, :] = k.view(B, G, K, -1), v.view(B, G, K, -1)
-        q = q.view(B, G, K, -1, self.d)  # (B, G, K, H/K, d)
-        by_prompt = q.transpose(1, 2).reshape(B, K, -1, self.d)  # (B, K, G H/K, d) one product for all the samples
-        to_prompt = by_prompt @ self.prompt_keys[i].mT + self.bias  # (B, K, G H/K, P)
-        to_prompt = to_prompt.unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, P)
-        weights = torch.cat([to_prompt, q @ keys.mT], -1).softmax(-1).to(self.dtype)  # (B, G, K, H/K, P + t)
-        by_prompt = weights[..., :-t].transpose(1, 2).flatten(2, 3)  # (B, K, G H/K, P)
-        from_prompt = (by_prompt @ self.prompt_values[i]).unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, d)
-        return (weights[..., -t:] @ values + from_prompt).reshape(B * G, -1)
-
-    def _normed(self, x: Tensor, norm: nn.Module) -> Tensor:
-        return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon).to(self.dtype)
 
 
 def draw_tokens(logits: Tensor, u: Tensor, *, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, TopKLogitsWarper, TopPLogitsWarper
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from course_lib.lm.decoding import HFDecoder, LlamaDecoder
 from course_lib.lm.logprobs import completion_logprobs
-from course_lib.lm.sampling import HFDecoder, LlamaDecoder, draw_tokens, mix, sample, uniforms
+from course_lib.lm.sampling import draw_tokens, mix, sample, uniforms
 
 LLAMA = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
 ARCHITECTURES = {
@@ -329,7 +330,7 @@ class Adapter(torch.nn.Module):
         self.linear, self.weight = linear, linear.weight
 
 
-@pytest.mark.parametrize("change", ["hook", "pre-hook", "adapter", "bias", "activation", "positions"])
+@pytest.mark.parametrize("change", ["hook", "pre-hook", "adapter", "bias", "activation", "positions", "size"])
 def test_the_fast_path_leaves_alone_what_it_does_not_compute(tiny_tokenizer, change):
     config = {
         "bias": dict(attention_bias=True),
@@ -345,6 +346,8 @@ def test_the_fast_path_leaves_alone_what_it_does_not_compute(tiny_tokenizer, cha
     if change == "adapter":
         layer.mlp.up_proj = Adapter(layer.mlp.up_proj)
         layer.mlp.up_proj.forward = lambda x: 2 * layer.mlp.up_proj.linear(x)
+    if change == "size":
+        model.num_parameters = lambda: 7_000_000_000
     assert not LlamaDecoder.fits(model)
     rollouts = sample(model, tiny_tokenizer, PROMPTS, max_new_tokens=5)
     torch.testing.assert_close(rollouts.logprobs, alone(model, rollouts), atol=1e-4, rtol=0)
