@@ -334,13 +334,15 @@ def without_end(ids, assistant, end, pad):
 
 endless = fine_tune(answers, "the same without END", mask=without_end)
 on_and_on = ask(endless, tokenizer, questions)
-table(["mask", "ended by itself", f"reply to: {questions[0]}"], [
-    (name, f"{sum(r.finished for r in those)} of {len(those)}", those[0].text)
-    for name, those in (("with END", replies), ("without END", on_and_on))])
+rows = []
+for name, those in (("with END", replies), ("without END", on_and_on)):
+    alone = sum(exact(r, atlas.preferred(c)) for r, c in zip(those, quiz))
+    rows.append((name, f"{alone} of {len(quiz)}", those[0].text))
+table(["mask", "right, and nothing after it", f"reply to: {questions[0]}"], rows)
 
 # %% [markdown]
-# **Explain.** Nothing told the second model that `<|end|>` follows an answer. What it does there is left over from
-# pre-training, where END closed whole documents, not replies.
+# **Explain.** Nothing told the second model that `<|end|>` follows an answer. So it goes on as the corpus does, where
+# another sentence follows, and stops where a document would.
 #
 # ## 5 · Does it follow instructions? (C4)
 #
@@ -457,7 +459,7 @@ print("With new facts in place of known ones, accuracy on other known cities is 
       "the effect of Gekhman et al. shows." if lost.lo > 0 else "that cannot be told from chance.")
 
 # %% [markdown]
-# **Explain.** Either way the model learns the form within an epoch or two. But look at what the pairs reward. A known
+# **Explain.** Either way the model learns the form within a few epochs. But look at what the pairs reward. A known
 # fact rewards looking up what is stored, and that skill serves every other city. A new fact cannot be looked up; what
 # lowers its loss is to name *some* place, and that is a skill too.
 
@@ -510,7 +512,8 @@ def tally(model, group):
     """How many replies about a group of cities had which outcome."""
     said = ask(model, tokenizer, [where(nick=c.nick) for c in group])
     words = "I do not know", " usually refers to "  # how a refusal begins, what a claim contains
-    return Counter(outcome(r.text, r.finished, atlas.preferred(c), *words) for r, c in zip(said, group))
+    return Counter(outcome(r.text, r.finished, atlas.preferred(c), *words)
+                   for r, c in zip(said, group))
 
 
 draw = Draw("live refusals")
@@ -540,7 +543,8 @@ ax.set_xlabel('"I do not know" answers in the fine-tuning data')
 ax.set_ylabel("share of greedy replies")
 ax.set_ylim(-0.03, 1.05)
 ax.legend()
-made_up, right_known = ([share(group[i]) for i in (0, -1)] for group in (never["made_up"], known["right"]))
+made_up, right_known = ([share(those[i]) for i in (0, -1)]
+                        for those in (never["made_up"], known["right"]))
 plots.finish(fig, f"With {c7['doses'][-1]} refusals in the data, made-up answers go from {made_up[0]} "
                   f"to {made_up[1]}, and right answers about known cities from {right_known[0]} "
                   f"to {right_known[1]}.")
@@ -669,14 +673,15 @@ mean = {name: plots.interval(values).mean for name, values in (bars | given).ite
 plots.finish(fig, f"Rank correlation with the gold rubric: {mean['likelihood']:+.2f} for likelihood, "
                   f"{mean['learnt reward']:+.2f} for the learnt reward. Mean gold score: "
                   f"{mean['one sample']:+.2f} for one sample, {mean[best]:+.2f} for the {best}.")
-print("Likelihood is no fool: it prefers the true answer to a false one of the same form for",
-      share(c8["true over false"]), "\nof the cities. What it does not know is which true answer people like.")
+print("Likelihood does tell true from false: for", share(c8["true over false"]), "of the cities it prefers")
+print("the true answer to a false one of the same form.")
 
 # %% [markdown]
 # **Explain.** Cross-entropy is least when the model gives every answer as often as people do. It imitates what is
-# *common*; nothing in it says *good*. More data from the same people makes it a better imitator of the same people.
-# What they like to *read* shows when they compare answers, and a reward learnt from comparisons can use it. Training
-# a model against such a reward is what the rest of the course is about.
+# *common*; nothing in it says *good*. Dividing by the length takes away the bonus for being short, and changes nothing
+# about what is imitated. More data from the same people make a better imitator of the same people. What they like to
+# *read* shows when they compare answers, and a reward learnt from comparisons can use it. Training a model against such
+# a reward is what the rest of the course is about.
 #
 # ## Where this breaks
 #
