@@ -271,7 +271,7 @@ from course_lib.algorithms.pretrain import pack
 show(pack)
 
 # %%
-texts = [d.text for d in corpus.documents("live", 300 if smoke() else 9_000)]
+texts = [d.text for d in corpus.documents("live", 300 if smoke() else 12_000)]
 encoded = encode_documents(tokenizer, texts)
 PAD, CONTEXT = tokenizer.pad_token_id, max(128, max(map(len, encoded)))
 ways = {
@@ -404,8 +404,8 @@ right.set_ylabel("held-out loss above the floor")
 log_scale(right, "y")
 fig.supxlabel("million tokens read (1 run, no interval)")
 finish(fig, f"From {looks[0]['held_out']:.2f} (ln |V| = {math.log(V):.2f}) the held-out loss falls "
-            f"to {looks[-1]['held_out']:.3f}; the floor is {floor:.3f}, the gap {gap:.3f} nats per token "
-            f"({gap / floor:.1%} of the floor).")
+            f"to {looks[-1]['held_out']:.3f}. The floor is {floor:.3f}: {gap:.3f} nats per token are left, "
+            f"{gap / floor:.1%} of the floor, {gap / (looks[0]['held_out'] - floor):.1%} of the way.")
 
 # %%
 for i, prompt in enumerate(PROMPTS):
@@ -507,6 +507,24 @@ finish(fig, f"Loss falls in {(change < 0).sum()} of {change.numel()} steps to th
             f"the exponents, smallest model first, are {alphas}.")
 
 # %% [markdown]
+# Is it *one* straight line? Compare the exponent between the first two corpora with that between the last two. If they
+# differ, a single exponent is only a summary: more data is here also more steps, and so early in training a model is still
+# picking up speed.
+
+
+# %%
+def local(runs, i):
+    """The exponent between corpus i and the next one, over seeds."""
+    ratio = runs[:, i] / runs[:, i + 1]
+    return interval((ratio.log() / math.log(read[i + 1] / read[i])).tolist())
+
+
+for n, runs in zip(sizes, above):
+    a, b = local(runs, 0), local(runs, len(read) - 2)
+    print(f"{n:9,} parameters: first {a.mean:.2f} [{a.lo:.2f}, {a.hi:.2f}], "
+          f"last {b.mean:.2f} [{b.lo:.2f}, {b.hi:.2f}]")
+
+# %% [markdown]
 # Does *size* help? Compare the biggest model with the smallest one, seed by seed, at each amount of data.
 
 
@@ -525,8 +543,7 @@ for i, tokens in enumerate(read):
 
 # %% [markdown]
 # Read the lines, not the slogan: size helps where the table says so, and only there. The smallest corpus is a few steps of
-# training, in which no model gets far. And an exponent is a summary of *this* range: where a fitted line leaves the points,
-# the power law is not the law.
+# training, in which no model gets far.
 #
 # ## 8 · Sampling: temperature and top-k
 #
@@ -674,7 +691,7 @@ if name := real_model("HuggingFaceTB/SmolLM2-135M"):
 # | claim of the lecture | what you measured |
 # | --- | --- |
 # | C1: a language model is $P(x^{(t+1)} \mid x^{(1)}, \dots, x^{(t)})$ | rows sum to 1; their products are how often texts come |
-# | C2: random weights, unlabeled text, the input is the label | the loss starts near $\ln V$ and ends near the exact floor |
+# | C2: random weights, unlabeled text, the input is the label | the loss starts near $\ln V$ and goes down towards the exact floor; what is left is known |
 # | C3: more data and bigger models get better | loss above the floor against data, three sizes, with exponents |
 #
 # Next: [02 supervised fine-tuning](02_sft.ipynb), where the base model learns to answer.
