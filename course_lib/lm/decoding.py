@@ -47,9 +47,9 @@ class LlamaDecoder:
     """The same for a plain Llama, without what costs a small model more time than its arithmetic.
 
     Weights that read the same input are joined; a prompt's keys and values are kept once for all of its samples, those
-    of the samples have their place from the start. Under autocast the matrix products are in its precision and the
-    residual stream is not, as in the model. Letters: B prompts, G samples, R = B G rows, H heads, K key/value heads,
-    d numbers per head, P prompt slots, t sampled slots.
+    of the samples have their place from the start. Matrix products are in the weights' precision, or in autocast's; the
+    residual stream, its norms and the softmax are in float32. Letters: B prompts, G samples, R = B G rows, H heads,
+    K key/value heads, d numbers per head, P prompt slots, t sampled slots.
     """
 
     @staticmethod
@@ -75,25 +75,28 @@ class LlamaDecoder:
     def __init__(self, model: LlamaForCausalLM):
         autocast = torch.is_autocast_enabled(model.device.type)
         self.dtype = torch.get_autocast_dtype(model.device.type) if autocast else model.dtype
-        self.rotary, self.embed, self.norm = model.model.rotary_emb, model.model.embed_tokens, model.model.norm
+        self.rotary, self.embed, self.eps = model.model.rotary_emb, model.model.embed_tokens, model.config.rms_norm_eps
         self.layers = []
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             query = attention.q_proj.weight * attention.scaling  # so that the scores need no scaling
             qkv = self._linear(query, attention.k_proj.weight, attention.v_proj.weight)
             out, gate_up = self._linear(attention.o_proj.weight), self._linear(mlp.gate_proj.weight, mlp.up_proj.weight)
-            down, norms = self._linear(mlp.down_proj.weight), (layer.input_layernorm, layer.post_attention_layernorm)
+            down = self._linear(mlp.down_proj.weight)
+            norms = layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float()  # (hidden,)
             self.layers.append((norms[0], qkv, out, norms[1], gate_up, down))
-        self.head, self.d = self._linear(model.lm_head.weight), attention.head_dim
+        self.norm, self.head = model.model.norm.weight.float(), self._linear(model.lm_head.weight)
+        self.d = attention.head_dim
         self.heads, self.kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
 
     def _linear(self, *weights: Tensor) -> Callable[[Tensor], Tensor]:
         """Several projections of one input, (out, in) each, as one: (R, in) -> (R, sum of outs)."""
         weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).to(self.dtype)  # (sum of outs, in)
-        if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-            # oneDNN with the weight laid out for it once, as in compiled models: up to 1.4 x as fast as MKL on AMD
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-            return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        onednn = torch.ops.mkldnn
+        native = self.dtype == torch.float32 or self.dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported()
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and native:
+            packed = onednn._reorder_linear_weight(weight)  # once, not in every step: as compiled models do it
+            return lambda x: onednn._linear_pointwise(x, packed, None, "none", [], "")
         return lambda x: F.linear(x, weight)
 
     def begin(self, cache, mask: Tensor, samples: int, steps: int) -> None:
@@ -123,7 +126,7 @@ class LlamaDecoder:
         """tokens, positions: (R,) -> logits of the next token (R, vocab)."""
         rows, self.t = len(tokens), self.t + 1
         cos, sin = self.cos[positions, None], self.sin[positions, None]  # (R, 1, d)
-        x = self.embed(tokens)  # (R, hidden)
+        x = self.embed(tokens).float()  # (R, hidden)
         for i, (norm1, qkv, out, norm2, gate_up, down) in enumerate(self.layers):
             heads = qkv(self._normed(x, norm1)).view(rows, -1, self.d)  # (R, H + 2K, d)
             qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
@@ -148,5 +151,5 @@ class LlamaDecoder:
         from_prompt = (by_prompt @ self.prompt_values[i]).unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, d)
         return (weights[..., -t:] @ values + from_prompt).reshape(B * G, -1)
 
-    def _normed(self, x: Tensor, norm: nn.Module) -> Tensor:
-        return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon).to(self.dtype)
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.eps).to(self.dtype)
