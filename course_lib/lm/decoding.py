@@ -47,10 +47,12 @@ class LlamaDecoder:
     """The same for a plain Llama, without what costs a small model more time than its arithmetic.
 
     Weights that read the same input are joined; a prompt's keys and values are kept once for all of its samples, those
-    of the samples have their place from the start. Matrix products are in the weights' precision, or in autocast's; the
+    of the samples grow by blocks of slots. Matrix products are in the weights' precision, or in autocast's; the
     residual stream, its norms and the softmax are in float32. Letters: B prompts, G samples, R = B G rows, H heads,
-    K key/value heads, d numbers per head, P prompt slots, t sampled slots.
+    K key/value heads, d numbers per head, P prompt slots, S slots for sampled tokens, some of them still empty.
     """
+
+    BLOCK = 16
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
@@ -105,12 +107,13 @@ class LlamaDecoder:
         cos, sin = self.rotary(self.embed.weight, torch.arange(width + steps, device=device)[None])  # (1, P + steps, d)
         sign = torch.where(torch.arange(self.d, device=device) < self.d // 2, -1, 1)
         self.cos, self.sin = cos[0].to(self.dtype), (sign * sin)[0].to(self.dtype)
-        self.bias = torch.zeros(mask.shape, device=device).masked_fill(~mask, -torch.inf)[:, None, None]  # (B, 1, 1, P)
+        bias = torch.zeros(mask.shape, device=device).masked_fill(~mask, -torch.inf)  # (B, P) added to the scores
+        self.bias = bias[:, None, None, None]  # (B, 1, 1, 1, P + S), S = 0 as yet
         self.prompt_keys = [layer.keys.to(self.dtype) for layer in cache.layers]  # (B, K, P, d) each
         self.prompt_values = [layer.values.to(self.dtype) for layer in cache.layers]  # (B, K, P, d) each
-        shape = (len(self.layers), prompts, samples, self.kv_heads, steps, self.d)
-        self.keys, self.values = torch.empty(2, *shape, dtype=self.dtype, device=device)
-        self.t = 0
+        shape = (len(self.layers), prompts, samples, self.kv_heads, 0, self.d)
+        self.keys, self.values = torch.empty(2, *shape, dtype=self.dtype, device=device)  # (layers, B, G, K, S, d) each
+        self.slot = -1  # of the last token
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch: (prompts, samples)."""
@@ -124,7 +127,11 @@ class LlamaDecoder:
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens, positions: (R,) -> logits of the next token (R, vocab)."""
-        rows, self.t = len(tokens), self.t + 1
+        rows, self.slot = len(tokens), self.slot + 1
+        if self.slot == self.keys.shape[-2]:  # full: whole blocks stay contiguous, which products need to be fast
+            self.keys, self.values = (F.pad(x, (0, 0, 0, self.BLOCK)) for x in (self.keys, self.values))
+            self.bias = F.pad(self.bias, (0, self.BLOCK), value=-torch.inf)
+        self.bias[..., self.slot - self.keys.shape[-2]] = 0
         cos, sin = self.cos[positions, None], self.sin[positions, None]  # (R, 1, d)
         x = self.embed(tokens).float()  # (R, hidden)
         for i, (norm1, qkv, out, norm2, gate_up, down) in enumerate(self.layers):
@@ -139,17 +146,19 @@ class LlamaDecoder:
 
     def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Layer i: the rows' queries (R, H, d) over their prompt and their own tokens, k and v included -> (R, H d)."""
-        keys, values = self.keys[i, ..., : self.t, :], self.values[i, ..., : self.t, :]  # (B, G, K, t, d)
-        B, G, K, t, _ = keys.shape
-        keys[..., -1, :], values[..., -1, :] = k.view(B, G, K, -1), v.view(B, G, K, -1)
-        q = q.view(B, G, K, -1, self.d)  # (B, G, K, H/K, d)
-        by_prompt = q.transpose(1, 2).reshape(B, K, -1, self.d)  # (B, K, G H/K, d) one product for all the samples
-        to_prompt = by_prompt @ self.prompt_keys[i].mT + self.bias  # (B, K, G H/K, P)
-        to_prompt = to_prompt.unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, P)
-        weights = torch.cat([to_prompt, q @ keys.mT], -1).softmax(-1).to(self.dtype)  # (B, G, K, H/K, P + t)
-        by_prompt = weights[..., :-t].transpose(1, 2).flatten(2, 3)  # (B, K, G H/K, P)
-        from_prompt = (by_prompt @ self.prompt_values[i]).unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, d)
-        return (weights[..., -t:] @ values + from_prompt).reshape(B * G, -1)
+        keys, values, prompt_keys, prompt_values = (
+            x[i] for x in (self.keys, self.values, self.prompt_keys, self.prompt_values)
+        )
+        B, G, K, S, d = keys.shape
+        keys[..., self.slot, :], values[..., self.slot, :] = k.view(B, G, K, d), v.view(B, G, K, d)
+        q = q.view(B, G, K, -1, d)  # (B, G, K, H/K, d)
+        together = q.transpose(1, 2).reshape(B, K, -1, d)  # (B, K, G H/K, d) one product for all samples of a prompt
+        to_prompt = (together @ prompt_keys.mT).unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, P)
+        scores = torch.cat([to_prompt, q @ keys.mT], -1) + self.bias  # (B, G, K, H/K, P + S)
+        to_prompt, to_own = scores.softmax(-1).to(self.dtype).split([scores.shape[-1] - S, S], -1)
+        together = to_prompt.transpose(1, 2).flatten(2, 3)  # (B, K, G H/K, P)
+        from_prompt = (together @ prompt_values).unflatten(2, (G, -1)).transpose(1, 2)  # (B, G, K, H/K, d)
+        return (to_own @ values + from_prompt).reshape(B * G, -1)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.eps).to(self.dtype)
