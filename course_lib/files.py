@@ -157,11 +157,19 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 @functools.cache  # one reading per process: what counts is the code that was loaded, not an edit made since
 def code_digest(module: str, top: Path) -> str:
-    """Hash of a module's or a whole package's code below `top`, comments, docstrings and layout apart."""
+    """Hash of the code below `top` of a module, a whole package, or `module:name,name`, comments, docstrings and layout
+    apart.
+
+    Names are top-level functions, classes or variables of the module: the rest of a file that many artifacts share may
+    change without making them all again. Raises LookupError for a name that the module does not define.
+    """
+    module, _, names = module.partition(":")
     place = top.joinpath(*module.split("."))
     total = hashlib.sha256()
     for file in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+        if names:
+            tree.body = _defined(tree, names.split(","), module)
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 if ast.get_docstring(node, clean=False) is not None:
@@ -169,3 +177,14 @@ def code_digest(module: str, top: Path) -> str:
         # unparsed text, not ast.dump: it is the same in all versions of Python
         total.update(f"{file.relative_to(top).as_posix()}\n{ast.unparse(tree)}\n".encode())
     return total.hexdigest()
+
+
+def _defined(tree: ast.Module, names: list[str], module: str) -> list[ast.stmt]:
+    """The statements of a module that define these names, in the order of the names."""
+    found: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+        found |= {getattr(t, "id", getattr(t, "name", "")): node for t in targets}
+    if missing := [name for name in names if name not in found]:
+        raise LookupError(f"{module} does not define {', '.join(missing)} at its top level")
+    return [found[name] for name in names]

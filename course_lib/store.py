@@ -52,7 +52,7 @@ class Recipe:
     name: str
     build: Callable[[Path, Progress], None]
     config: dict  # JSON: everything that changes the result
-    code: tuple[str, ...] = ()  # dotted modules or packages whose code is part of the key
+    code: tuple[str, ...] = ()  # modules, packages or `module:name,name` whose code is part of the key
     needs: tuple[Recipe, ...] = ()  # artifacts that must be there first; their keys are part of the key
     seconds: float = 0.0  # estimate on two cores, 0 if it is not known
 

@@ -209,6 +209,16 @@ def test_the_key_changes_with_the_code(module, old, new):
     assert old in MODULE and module(MODULE) != module(MODULE.replace(old, new))
 
 
+def test_the_key_of_named_definitions_covers_them_alone(module):
+    source = MODULE + "\n\nSIZE: int = 3\n\n\ndef other(x):\n    return x\n"
+    before = module(source, "toy.model:SIZE,Model")
+    assert module(source.replace("return x\n", "return -x\n"), "toy.model:SIZE,Model") == before
+    assert module(source.replace("2 * x", "3 * x"), "toy.model:SIZE,Model") != before
+    assert module(source.replace("= 3", "= 4"), "toy.model:SIZE,Model") != before
+    with pytest.raises(LookupError, match="does not define gone"):
+        module(source, "toy.model:SIZE,gone")
+
+
 def test_the_key_of_a_package_covers_all_its_modules(module):
     before = module(MODULE, "toy")
     assert module(MODULE.replace("2 * x", "3 * x"), "toy") != before
