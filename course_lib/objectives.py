@@ -66,3 +66,27 @@ def adjust_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0) -> T
         kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     return logits
+
+
+# ---- policy gradient -------------------------------------------------------------------------------------------------
+# A score is one number R(a, s) an answer; a group is the answers to one prompt, side by side: (prompts, samples).
+
+
+def policy_gradient_loss(logprobs: Tensor, mask: Tensor, advantages: Tensor, count: int | None = None) -> Tensor:
+    """-1/n sum_i A_i log p(a_i | s_i): its gradient is minus the estimate of the policy gradient (Williams 1992, eq. 4).
+
+    The value means nothing: it is not a measure of progress. Only its gradient counts.
+
+    logprobs, mask: (N, K), the choices of N episodes; advantages: (N,) R - b, treated as constants.
+    count: divide by this instead of by N; parts that divide by the whole batch's N sum to the whole batch's loss.
+    """
+    return -(advantages.detach() * sequence_logprob(logprobs, mask)).sum() / (count or len(advantages))
+
+
+def leave_one_out(scores: Tensor) -> Tensor:
+    """Baseline of each answer: the mean score of the *other* answers to the same prompt (Kool et al. 2019; RLOO, Ahmadian
+    et al. 2024, equation 6). scores: (prompts, samples), at least two samples. Returns the same shape."""
+    samples = scores.shape[1]
+    if samples < 2:
+        raise ValueError("leave-one-out needs at least two samples of each prompt")
+    return (scores.sum(1, keepdim=True) - scores) / (samples - 1)

@@ -32,6 +32,19 @@ class Rollouts:
     group: Tensor  # (N,) long, index of the prompt
     texts: list[str]  # decoded completions without special tokens and without the stop string
 
+    @property
+    def mask(self) -> Tensor:
+        """The choices that were made, as the algorithms of reinforcement learning call them: `completion_mask`."""
+        return self.completion_mask
+
+    def select(self, rows: Tensor) -> Rollouts:
+        """The completions `rows` (n,), in this order; T stays what it was."""
+        used = self.prompt_mask[rows].any(0)
+        return Rollouts(
+            self.prompt_ids[rows][:, used], self.prompt_mask[rows][:, used], self.completion_ids[rows],
+            self.completion_mask[rows], self.logprobs[rows], self.finished[rows], self.group[rows],
+            [self.texts[i] for i in rows.tolist()])
+
 
 def sample(
     model: nn.Module,
@@ -64,7 +77,7 @@ def sample(
     """
     _check(prompts, max_new_tokens, temperature, top_k, top_p, samples_per_prompt, stop, batch_size)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     for i, ids in enumerate(encoded):
         if not ids:
             raise ValueError(f"prompt {i} is empty: give at least one token to continue from")
@@ -206,7 +219,8 @@ def _before(text: str, stop: Sequence[str]) -> str:
     return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict] | list[int]) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict] | list[int]) -> list[int]:
+    """A prompt's token ids, as `sample` reads it."""
     if isinstance(prompt, str):
         ids, bos = tokenizer(prompt, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]  # never two

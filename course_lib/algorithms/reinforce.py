@@ -1,0 +1,139 @@
+"""REINFORCE: make good actions more likely, in proportion to how good they were (Williams 1992).
+
+    theta <- theta + alpha * 1/n sum_i (R(a_i, s_i) - b_i) grad log p_theta(a_i | s_i)
+
+One loop for a bandit, a grid and a language model: agent and environment say what a state and an action are. The baseline b
+changes the variance of the estimate and nothing else, as long as it does not depend on the action it is subtracted from.
+Left out: discounting and reward-to-go (a score is one number an episode), several updates a batch (that is PPO), a KL term
+(that is RLHF).
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from course_lib.algorithms.training import take_step
+from course_lib.environments import Agent, Environment, Episodes, play
+from course_lib.objectives import leave_one_out, policy_gradient_loss, sequence_logprob
+from course_lib.progress import Progress
+
+BASELINES = ("none", "constant", "running", "batch", "rloo", "learned")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What all algorithms that learn from their own episodes share."""
+
+    steps: int = 60                # batches of episodes
+    count: int = 16                # start states (prompts) in a batch
+    samples: int = 4               # episodes from each of them
+    micro_batch_size: int = 64     # most episodes in one forward pass; fewer save memory and change nothing else
+    lr: float = 1e-4               # peak learning rate
+    warmup: int = 5                # steps with a rising learning rate
+    final_lr: float = 0.1          # the learning rate falls in a line to this share of its peak
+    clip: float = 1.0              # largest gradient norm
+    seed: int = 0                  # of the episodes
+    evaluations: int = 0           # how often `watch` is called, besides the start
+
+
+@dataclass(frozen=True)
+class ReinforceConfig(PolicyConfig):
+    baseline: str = "rloo"         # one of BASELINES
+    constant: float = 0.0          # the value of the baseline "constant"
+    momentum: float = 0.9          # of the baseline "running"
+
+
+class Baseline:
+    """b_i for each episode. "none": 0. "constant": a number. "running": a moving mean of earlier batches' scores. "batch":
+    the batch's mean (it holds the episode's own score, which shrinks the gradient by 1/n). "rloo": the mean of the other
+    episodes from the same start state. "learned": a linear function of the state's features, fitted to earlier batches."""
+
+    def __init__(self, config: ReinforceConfig):
+        if config.baseline not in BASELINES:
+            raise ValueError(f"baseline is one of {', '.join(BASELINES)}, not {config.baseline!r}")
+        self.config, self.mean, self.seen = config, 0.0, deque(maxlen=20)
+
+    def __call__(self, agent: Agent, episodes: Episodes) -> Tensor:
+        """(N,). Raises ValueError when leave-one-out has a single sample."""
+        score, kind = episodes.score, self.config.baseline
+        if kind == "rloo":
+            return leave_one_out(score.view(-1, self.config.samples)).view(-1)
+        if kind == "learned":
+            first = episodes.steps[0]
+            features = agent.features(first.states).to(score)
+            features = torch.cat([features, torch.ones_like(features[:, :1])], 1)  # (N, D + 1)
+            baseline = features @ self._weights() if self.seen else torch.zeros_like(score)
+            self.seen.append((features, score))
+            return baseline
+        value = {"none": 0.0, "constant": self.config.constant, "running": self.mean, "batch": float(score.mean())}[kind]
+        first_batch = kind == "running" and not self.seen
+        self.seen.append(None)
+        keep = 0.0 if first_batch else self.config.momentum
+        self.mean = keep * self.mean + (1 - keep) * float(score.mean())
+        return torch.full_like(score, value)
+
+    def _weights(self) -> Tensor:
+        """Ridge regression of the scores of earlier batches on their features: (D + 1,)."""
+        x, y = (torch.cat(parts) for parts in zip(*self.seen))
+        ridge = 1e-2 * x.square().sum() / x.shape[1] * torch.eye(x.shape[1], device=x.device, dtype=x.dtype)
+        return torch.linalg.solve(x.T @ x + ridge, x.T @ y)
+
+
+def adam(*models: nn.Module) -> list[torch.optim.Optimizer]:
+    """One Adam (Kingma & Ba 2015) a model. beta_2 = 0.99 forgets early gradients within the few hundred steps of a run."""
+    return [torch.optim.Adam([p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.99), fused=True)
+            for model in models]
+
+
+def learning_rate(step: int, config: PolicyConfig) -> float:
+    """Linear warm-up, then a straight line down to `final_lr` of the peak."""
+    rise = min(1.0, (step + 1) / max(config.warmup, 1))
+    return config.lr * rise * (1 - (1 - config.final_lr) * step / max(config.steps - 1, 1))
+
+
+def measures(episodes: Episodes) -> dict[str, float]:
+    """What every algorithm reports of a batch of its own episodes.
+
+    reward: mean score; reward_std; entropy: of an episode in nats, -ln p of what was sampled, on average; length: choices
+    in an episode; finished: share of answers that the model ended itself (language models only).
+    """
+    score, mask, last = episodes.score, episodes.mask, episodes.steps[-1].action
+    entry = {"reward": float(score.mean()), "reward_std": float(score.std()) if len(score) > 1 else 0.0,
+             "entropy": float(-sequence_logprob(episodes.sampled, mask).mean()), "length": float(mask.sum(1).float().mean())}
+    return entry | ({"finished": float(last.finished.float().mean())} if hasattr(last, "finished") else {})
+
+
+def train(agent: Agent, environment: Environment, config: ReinforceConfig = ReinforceConfig(), *,
+          watch: Callable[[int], dict] | None = None, label: str = "REINFORCE", seconds: float | None = None) -> list[dict]:
+    """Train `agent.model` in place; returns the history: one dict a step with `step`, `measures`, `advantage_std`, `loss`,
+    `grad_norm` and `lr`.
+
+    watch: called with the step before the first one, `evaluations` times on the way, and at the end; what it returns joins
+        the history.
+    Raises TrainingDiverged, with the weights of the last good step, when the loss is not finite.
+    """
+    optimizers, baseline = adam(agent.model), Baseline(config)
+    look = {round(i * config.steps / config.evaluations) for i in range(config.evaluations + 1)} if watch else set()
+    history = [{"step": 0} | watch(0)] if 0 in look else []
+    with Progress(label, total=config.steps, seconds=seconds) as progress:
+        for step in range(config.steps):
+            episodes = play(agent, environment, count=config.count, samples=config.samples,
+                            seed=config.seed * 1_000_003 + step)
+            advantages = episodes.score - baseline(agent, episodes)
+            loss = 0.0
+            for rows in torch.arange(len(advantages), device=advantages.device).split(config.micro_batch_size):
+                part = episodes.select(rows) if len(rows) < len(advantages) else episodes
+                loss_of_part = policy_gradient_loss(part.logprobs(agent), part.mask, advantages[rows], len(advantages))
+                loss_of_part.backward()
+                loss += float(loss_of_part.detach())
+            lr = learning_rate(step, config)
+            norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
+            history.append({"step": step + 1, **measures(episodes), "advantage_std": float(advantages.std()),
+                            "loss": loss, "grad_norm": norm, "lr": lr})
+            if step + 1 in look:
+                history[-1] |= watch(step + 1)
+            progress.update(reward=history[-1]["reward"])
+    return history
