@@ -4,6 +4,8 @@ Shapes: B sequences, T tokens each, V entries in the vocabulary. Masks are bool,
 are natural and computed in float32 whatever the precision of the logits.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,3 +92,106 @@ def leave_one_out(scores: Tensor) -> Tensor:
     if samples < 2:
         raise ValueError("leave-one-out needs at least two samples of each prompt")
     return (scores.sum(1, keepdim=True) - scores) / (samples - 1)
+
+
+# ---- proximal policy optimization ------------------------------------------------------------------------------------
+# The token view: each of the T choices of N episodes is an action of its own, with a reward, a value and an advantage.
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95,
+        last_value: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, equations 11 to 16).
+
+        delta_t = r_t + gamma V(s_{t+1}) - V(s_t)        A_t = delta_t + gamma lambda A_{t+1}
+
+    lam = 0: A_t = delta_t, which trusts the critic. lam = 1: A_t = what came - V(s_t), which trusts the sample.
+
+    rewards, values, mask: (N, T); values[:, t] is V of the state in which choice t is made, before it is made. "Next" is the
+    next choice under the mask: padding is skipped wherever it stands.
+    last_value: (N,) V of what follows the last choice. Default 0: nothing follows, the episode is over. An answer that was
+        cut off is over, too, where the length limit is part of the task; where it is not, give the critic's value here.
+    Returns advantages (N, T) and returns A_t + V(s_t) (N, T), which the critic is to predict; both constants, 0 where masked.
+    """
+    rewards, values = rewards.detach(), values.detach()
+    next_value = torch.zeros_like(values[:, 0]) if last_value is None else last_value.detach()
+    advantage, advantages = torch.zeros_like(next_value), torch.zeros_like(values)
+    for t in range(values.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]                            # (N,)
+        advantage = torch.where(mask[:, t], delta + gamma * lam * advantage, advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        advantages[:, t] = torch.where(mask[:, t], advantage, 0)
+    return advantages, torch.where(mask, advantages + values, 0)
+
+
+class Surrogate(NamedTuple):
+    """Per token, (N, T) each: average them with `masked_mean`."""
+
+    losses: Tensor   # what is minimised
+    clipped: Tensor  # 1.0 where the clip takes the gradient away; its mean is the clip fraction
+    kl: Tensor       # r - 1 - ln r, whose mean under the old policy is KL(old || new) (Schulman 2020, k3): approx_kl
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, low: float = 0.2,
+                      high: float | None = None) -> Surrogate:
+    """-min(r A, clip(r, 1 - low, 1 + high) A) with the ratio r = p_theta / p_old (Schulman et al. 2017, equation 7).
+
+    A pessimist's bound: no credit for moving further than the clip in the direction that A asks for, and full blame for
+    having moved in the other. At r = 1 its gradient is REINFORCE's.
+
+    logprobs, old_logprobs, advantages: (N, T), or shapes that broadcast to it. A ratio of whole sequences is one
+        logprob, (N, 1), an episode. Padding must hold finite numbers, such as 0.
+    low, high: how far the ratio may fall and rise; high defaults to low (higher: DAPO, Yu et al. 2025). Infinity: no clip.
+    """
+    difference = logprobs.float() - old_logprobs.detach().float()  # ln r
+    ratio, advantages = difference.exp(), advantages.detach()
+    plain = -advantages * ratio
+    bound = -advantages * ratio.clamp(1 - low, 1 + (low if high is None else high))
+    kl = torch.expm1(difference.detach()) - difference.detach()
+    return Surrogate(torch.maximum(plain, bound), (bound > plain).float(), kl)
+
+
+def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: float = 0.2) -> Tensor:
+    """1/2 max((V - R)^2, (V_clip - R)^2) a token, where V_clip may move by at most `clip` from the critic that made the
+    returns (Schulman et al. 2017's code; Huang et al. 2023, detail 8). Infinity: the plain squared error. (N, T) each."""
+    old_values, returns = old_values.detach(), returns.detach()
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Divide by the standard deviation over the tokens that count, and subtract their mean: (N, T), 0 where masked.
+
+    Advantages lose their mean; rewards must keep it (`shift_mean=False`), or a task whose every reward is -1 turns into one
+    whose every reward is 0. The deviation is the biased one; equal values give 0, not NaN.
+    """
+    mean = masked_mean(values, mask)
+    white = (values - mean) * torch.rsqrt(masked_mean((values - mean).square(), mask) + 1e-8)
+    return torch.where(mask, white if shift_mean else white + mean, 0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(R - V) / Var(R): 1 for a perfect critic, 0 for one that says a constant, below 0 for one worse than that.
+
+    (N, T) each. Returns a scalar; 0 where the returns do not vary, as there is nothing to explain.
+    """
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, mask)).square(), mask)
+
+    total = variance(returns)
+    return torch.where(total > 0, 1 - variance(returns - values) / total.clamp(min=1e-12), 0)
+
+
+def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """The reward of each token: -beta ln(p_RL / p_PT), the deck's price of leaving the pre-trained model, and on the last
+    token that counts also the score of the answer (Ziegler et al. 2019, equation 2; Ouyang et al. 2022).
+
+    scores: (N,); logprobs, ref_logprobs, mask: (N, T). An answer without a token gets none. Returns (N, T), constants.
+    """
+    rewards = torch.where(mask, -beta * (logprobs - ref_logprobs), 0).detach()
+    return rewards + torch.where(last_token(mask), scores.detach()[:, None].to(rewards), 0)
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """True at the last True of each row, nowhere in a row without one: (N, T) bool -> (N, T) bool."""
+    after = mask.flip(-1).cumsum(-1).flip(-1)  # how many count from here on
+    return mask & (after == 1)
