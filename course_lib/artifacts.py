@@ -9,7 +9,7 @@ from pathlib import Path
 from course_lib import smoke
 from course_lib.store import Recipe, get, load_json, save_json
 
-MODELS = ("base", "sft")
+MODELS = ("base", "sft", "policy_sft")
 SIZES = {
     "base": {
         "full": dict(shape="base", documents=28_000, vocab_size=1536, held_out_documents=200, batch_size=16, lr=6e-3),
@@ -48,6 +48,11 @@ SIZES = {
         "smoke": dict(seeds=[0, 1], answers=16, epochs=1, lr=1e-3, pairs=20, samples=2),
         "seconds": 60,
     },
+    "policy_sft": {
+        "full": dict(seed=0, answers=6000, batch_size=16, epochs=1, lr=1e-3),
+        "smoke": dict(seed=0, answers=16, batch_size=8, epochs=1, lr=1e-3),
+        "seconds": 40,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -55,6 +60,7 @@ CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds
         "course_lib.lm.tokenizer", "course_lib.lm.model:SHAPES,build_lm")
 SFT_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.experiments.sft", "course_lib.experiments.questions",
             "course_lib.rewards.rubric")
+POLICY_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.worlds.people", "course_lib.experiments.preferences:imitate")
 
 
 def names() -> tuple[str, ...]:
@@ -80,7 +86,7 @@ def result(name: str) -> dict:
 def recipe(name: str) -> Recipe:
     """How the artifact `name` is made. Raises KeyError for a name that is not in `names()`."""
     needs = () if name == "base" else (recipe("base"),)
-    code = (*CODE, "course_lib.experiments.pretraining") if name in ("base", "scaling") else SFT_CODE
+    code = {"base": (*CODE, "course_lib.experiments.pretraining"), "policy_sft": POLICY_CODE}.get(name, SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
 
@@ -108,6 +114,19 @@ def _sft(folder: Path, progress) -> None:
     save_json(folder / "result.json", {"history": history})
 
 
+def _policy_sft(folder: Path, progress) -> None:
+    from course_lib.algorithms.sft import SFTConfig
+    from course_lib.experiments.preferences import imitate
+    from course_lib.lm.model import load_lm, save_lm
+
+    config = dict(size("policy_sft"))
+    seed, answers = config.pop("seed"), config.pop("answers")
+    model, tokenizer = load_lm("base")
+    history = imitate(model, tokenizer, seed, answers, SFTConfig(seed=seed, **config))
+    save_lm(folder, model, tokenizer)
+    save_json(folder / "result.json", {"history": history})
+
+
 def _study(name: str) -> Callable[[Path, object], None]:
     def build(folder: Path, progress) -> None:
         from course_lib.experiments import pretraining, sft
@@ -126,4 +145,4 @@ def _study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
-_BUILD = {"base": _base, "sft": _sft} | {name: _study(name) for name in SIZES if name not in MODELS}
+_BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft} | {name: _study(name) for name in SIZES if name not in MODELS}
