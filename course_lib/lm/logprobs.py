@@ -60,17 +60,21 @@ def token_logprobs(
     if targets is not None:
         wanted = wanted & targets[:, 1:].bool()
 
-    def keep_wanted(_, args):  # the LM head sees only the positions that predict a wanted token
-        return (args[0][:, :-1][wanted],)  # (B, T, hidden) -> (n, hidden)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
-    try:
+    with _head_sees(model, F.pad(wanted, (0, 1))):  # the last position predicts nothing
         positions = accepted(model, position_ids=position_ids(mask))
         logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions).logits  # (n, vocab)
-    finally:
-        hook.remove()
     chosen = -F.cross_entropy(logits.float() / temperature, ids[:, 1:][wanted], reduction="none")  # (n,)
     return chosen.new_zeros(wanted.shape).masked_scatter(wanted, chosen)  # (B, T-1)
+
+
+@contextmanager
+def _head_sees(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Inside the block the LM head sees only these positions, (B, T) bool: its logits are (n, vocab)."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][positions],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def completion_logprobs(model: nn.Module, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
@@ -79,9 +83,37 @@ def completion_logprobs(model: nn.Module, rollouts: Rollouts, temperature: float
     With the policy that sampled them, the same temperature, and no top-k or top-p, this is `rollouts.logprobs`.
     Dropout is off, as it was while sampling, so that the ratio to the sampling policy starts at exactly 1.
     """
-    ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)  # (N, P+T)
-    mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)  # (N, P+T)
-    targets = torch.cat([torch.zeros_like(rollouts.prompt_mask), rollouts.completion_mask], 1)  # (N, P+T)
+    first, prompt = rollouts.prompts()
     with eval_mode(model):
+        if len(first) < len(prompt):
+            return _after_shared_prompts(model, rollouts, first, prompt, temperature)
+        ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)  # (N, P+T)
+        mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)  # (N, P+T)
+        targets = torch.cat([torch.zeros_like(rollouts.prompt_mask), rollouts.completion_mask], 1)  # (N, P+T)
         logprobs = token_logprobs(model, ids, mask, temperature=temperature, targets=targets)  # (N, P+T-1)
     return logprobs[:, rollouts.prompt_ids.shape[1] - 1 :]
+
+
+def _after_shared_prompts(model: nn.Module, rollouts: Rollouts, first: Tensor, prompt: Tensor, temperature: float
+                          ) -> Tensor:
+    """The same, reading each prompt once: its keys and values, gradients included, serve all of its samples.
+
+    first: (B,) a row of each prompt; prompt: (N,) which of them a row has.
+    """
+    ids, mask = rollouts.prompt_ids[first], rollouts.prompt_mask[first]  # (B, P)
+    real = rollouts.completion_mask  # (N, T)
+    read = model(input_ids=ids, attention_mask=mask.long(), use_cache=True,
+                 **accepted(model, position_ids=position_ids(mask), logits_to_keep=1))
+    logits = read.logits[:, -1][prompt]  # (N, vocab) predict the first token
+    if real.shape[1] > 1:
+        read.past_key_values.reorder_cache(prompt)
+        whole = torch.cat([mask[prompt], real[:, :-1]], 1)  # (N, P+T-1)
+        with _head_sees(model, real[:, 1:]):
+            rest = model(input_ids=rollouts.completion_ids[:, :-1], attention_mask=whole.long(), use_cache=True,
+                         past_key_values=read.past_key_values,
+                         **accepted(model, position_ids=position_ids(whole)[:, mask.shape[1] :])).logits  # (n, vocab)
+        logits = torch.cat([logits, rest])
+    targets = torch.cat([rollouts.completion_ids[:, 0], rollouts.completion_ids[:, 1:][real[:, 1:]]])  # (N + n,)
+    chosen = -F.cross_entropy(logits.float() / temperature, targets, reduction="none")  # (N + n,)
+    later = chosen.new_zeros(real[:, 1:].shape).masked_scatter(real[:, 1:], chosen[len(prompt) :])  # (N, T-1)
+    return torch.cat([chosen[: len(prompt), None], later], 1)

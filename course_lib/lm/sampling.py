@@ -37,6 +37,12 @@ class Rollouts:
         """The choices that were made, as the algorithms of reinforcement learning call them: `completion_mask`."""
         return self.completion_mask
 
+    def prompts(self) -> tuple[Tensor, Tensor]:
+        """The rows that are the first of their prompt (B,), and for each row the position of its prompt there (N,)."""
+        new = torch.ones_like(self.group, dtype=torch.bool)
+        new[1:] = self.group[1:] != self.group[:-1]
+        return new.nonzero()[:, 0], new.cumsum(0) - 1
+
     def select(self, rows: Tensor) -> Rollouts:
         """The completions `rows` (n,), in this order; T stays what it was."""
         used = self.prompt_mask[rows].any(0)

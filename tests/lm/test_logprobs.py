@@ -101,6 +101,24 @@ def rollouts_of(prompts, completions):
                     torch.ones(n, dtype=torch.bool), torch.arange(n), [""] * n)  # fmt: skip
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_reading_a_prompt_once_for_its_samples_changes_neither_values_nor_gradients(architecture, temperature):
+    model = make_lm(architecture)
+    prompts = [[1, 7, 8, 9], [1, 7, 8, 9], [1, 5], [1, 5]]
+    shared = rollouts_of(prompts, [[11, 12, 13], [14], [15, 16], [17, 18, 2, 19]])
+    apart = rollouts_of(prompts, [[11, 12, 13], [14], [15, 16], [17, 18, 2, 19]])
+    shared.group = torch.tensor([3, 3, 0, 0])
+    weights = torch.randn(shared.completion_ids.shape, generator=torch.Generator().manual_seed(1))
+    got = completion_logprobs(model, shared, temperature)
+    expected = completion_logprobs(model, apart, temperature)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    pairs = (torch.autograd.grad((x * weights).sum(), list(model.parameters()), allow_unused=True) for x in (got, expected))
+    for a, b in zip(*pairs):
+        if a is not None or b is not None:
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
 def test_pitfall_03_prompt_tokens_are_no_part_of_it():
     model = cached_lm()
     prompts, completions = [[5, 9, 30], [8], [7, 7]], [[4, 2], [3, 6, 2], [2]]
