@@ -58,6 +58,7 @@ CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
         "course_lib.objectives:shift,token_losses", "course_lib.algorithms.training", "course_lib.algorithms.pretrain",
         "course_lib.lm.tokenizer", "course_lib.lm.model:SHAPES,build_lm")
+PRETRAIN_CODE = (*CODE, "course_lib.experiments.pretraining")
 SFT_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.experiments.sft", "course_lib.experiments.questions",
             "course_lib.rewards.rubric")
 POLICY_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.worlds.people", "course_lib.experiments.preferences:imitate")
@@ -86,7 +87,7 @@ def result(name: str) -> dict:
 def recipe(name: str) -> Recipe:
     """How the artifact `name` is made. Raises KeyError for a name that is not in `names()`."""
     needs = () if name == "base" else (recipe("base"),)
-    code = {"base": (*CODE, "course_lib.experiments.pretraining"), "policy_sft": POLICY_CODE}.get(name, SFT_CODE)
+    code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE}.get(name, SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
 
