@@ -115,6 +115,18 @@ def optimum(logref: Tensor, reward: Tensor, beta: float) -> Tensor:
     return (logref + reward / beta).log_softmax(0)
 
 
+def best_of_n(logp: Tensor, reward: Tensor, n: int) -> Tensor:
+    """ln P that each sequence is the best of n samples, the first one among ties: (S,).
+
+    P(best <= a)^n - P(best < a)^n, shared among ties in proportion to p. logp, reward: (S,).
+    """
+    p = logp.exp().double()
+    below, upto = ((compare(reward[None], reward[:, None]) * p).sum(1).clamp(max=1) for compare in (torch.lt, torch.le))
+    wins = upto**n - below**n                                          # (S,) of all that tie with a
+    tied = ((reward[None] == reward[:, None]) * p).sum(1)
+    return (wins.clamp(min=0) * p / tied).log().to(logp.dtype)
+
+
 def total_variation(logp: Tensor, logq: Tensor) -> Tensor:
     """Half the summed difference of probabilities, in [0, 1]: the most that any event's probability differs. Scalar."""
     return (logp.exp() - logq.exp()).abs().sum() / 2

@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens each, V entries in the vocabulary. Masks are bool,
 are natural and computed in float32 whatever the precision of the logits.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -195,3 +196,89 @@ def last_token(mask: Tensor) -> Tensor:
     """True at the last True of each row, nowhere in a row without one: (N, T) bool -> (N, T) bool."""
     after = mask.flip(-1).cumsum(-1).flip(-1)  # how many count from here on
     return mask & (after == 1)
+
+
+# ---- KL divergence from a reference ----------------------------------------------------------------------------------
+# Three estimates of KL(p || p_ref) from samples of p (Schulman 2020, "Approximating KL divergence"). Each takes log p and
+# log p_ref of what was sampled, any shape: of single tokens, or of whole sequences.
+
+
+def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """log(p / p_ref): right on average, often negative. As a loss it teaches nothing: its expected gradient is
+    E[grad log p] = 0. Subtracted from the reward, times beta, it is the penalty of RLHF."""
+    return logprobs - reference
+
+
+def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """(log(p / p_ref))^2 / 2: never negative, right to second order only. As a loss of whole sequences its expected gradient
+    is E[log(p / p_ref) grad log p], which is the KL's own."""
+    return (logprobs - reference).square() / 2
+
+
+def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """p_ref / p - 1 - log(p_ref / p): never negative and right on average. As a loss its expected gradient is that of the
+    KL the other way round, KL(p_ref || p): E[(1 - p_ref / p) grad log p] = -E_ref[grad log p].
+
+    expm1 keeps the small differences that exp(x) - 1 rounds away.
+    """
+    ratio = reference - logprobs
+    return torch.expm1(ratio) - ratio
+
+
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def kl_penalised(scores: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """The deck's reward R(a, s) - beta log(p_RL(a) / p_PT(a)), one number an answer (Ziegler et al. 2019, equation 2).
+
+    scores: (N,); logprobs, reference: (N, K) of the sampled choices under the policy and under the reference, constants
+    here; mask: (N, K). Returns (N,), without a gradient.
+    """
+    return scores - beta * sequence_logprob(k1(logprobs, reference), mask).detach()
+
+
+def kl_loss(logprobs: Tensor, reference: Tensor, mask: Tensor, estimator: str, count: int | None = None) -> Tensor:
+    """1/N sum_i sum_t k(log p, log p_ref): the KL as a term of the loss, token by token (GRPO: k3; Shao et al. 2024, eq. 4).
+
+    The texts so far count as given: what a token does to the KL of the tokens behind it is left out of the gradient.
+
+    logprobs (with gradients), reference, mask: (N, K); estimator: "k2" or "k3"; count: see `policy_gradient_loss`.
+    Raises ValueError for "k1", whose expected gradient is zero.
+    """
+    if estimator not in ("k2", "k3"):
+        why = "its expected gradient is zero; subtract it from the reward" if estimator == "k1" else "take k2 or k3"
+        raise ValueError(f"a KL in the loss cannot be {estimator!r}: {why}")
+    values = KL_ESTIMATORS[estimator](logprobs, reference.detach())
+    return torch.where(mask, values, torch.zeros_like(values)).sum() / (count or len(mask))
+
+
+# ---- best of n -------------------------------------------------------------------------------------------------------
+
+
+def best_of_n_kl(n: int) -> float:
+    """log n - (n - 1) / n: KL of the best of n samples from the sampled distribution, in nats (Stiennon et al. 2020).
+
+    It is exact when no two answers tie and no answer has a probability of its own; otherwise the KL is at most this
+    (Beirami et al. 2024).
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n(proxy: Tensor, values: Tensor, n: int) -> Tensor:
+    """Mean value of the answer that the proxy likes best among n, from N >= n samples of each prompt: (prompts,).
+
+    Averages over all choices of n of the N (Nakano et al. 2021, appendix I): the answer of rank r, counted from the worst,
+    is the best of n in C(r - 1, n - 1) / C(N, n) of them. Answers that tie share their ranks.
+
+    proxy, values: (prompts, N); values = proxy gives the proxy's own mean. Raises ValueError for n > N.
+    """
+    samples = proxy.shape[1]
+    if not 1 <= n <= samples:
+        raise ValueError(f"the best of {n} needs at least {n} samples of each prompt, there are {samples}")
+    total = math.comb(samples, n)
+    wins = [math.comb(r, n) / total for r in range(samples + 1)]  # all n among the r worst
+    upto = proxy.new_tensor(wins, dtype=torch.float64)
+    below = (proxy[:, None, :] < proxy[:, :, None]).sum(2)        # (prompts, N) answers that are worse
+    equal = (proxy[:, None, :] == proxy[:, :, None]).sum(2)       # (prompts, N) this one and its ties
+    weights = (upto[below + equal] - upto[below]) / equal         # (prompts, N)
+    return (weights * values).sum(1).to(values.dtype)

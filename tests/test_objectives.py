@@ -1,12 +1,13 @@
 """The equations against hand-computed numbers and closed forms."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from course_lib import objectives
+from course_lib import exact, objectives
 
 
 def test_cross_entropy_by_hand():
@@ -217,3 +218,117 @@ def test_pitfall_reward_on_the_wrong_token():
     assert rewards.tolist() == [[-1, 4, 0, 0], [-1, -1, -1, 6], [0, 0, 0, 0]] and not rewards.requires_grad
     gap = torch.tensor([[True, False, True, False]])
     assert objectives.last_token(gap).tolist() == [[False, False, True, False]]
+
+
+# ---- KL --------------------------------------------------------------------------------------------------------------
+
+
+def two_models(seed=0):
+    """Log-probs of all 40 sequences under a policy, with gradients, and under a reference; the policy's logits."""
+    policy, reference = exact.TableLM(3, 3, seed=seed), exact.TableLM(3, 3, seed=seed + 100)
+    return policy(), reference().detach(), policy.logits
+
+
+def gradient(scalar, parameter):
+    return torch.autograd.grad(scalar, parameter, retain_graph=True)[0]
+
+
+def test_k1_and_k3_are_unbiased_and_k2_is_not():
+    logp, logref, _ = two_models()
+    means = {name: (logp.exp() * k(logp, logref)).sum().item() for name, k in objectives.KL_ESTIMATORS.items()}
+    true = exact.kl(logp, logref).item()
+    assert means["k1"] == pytest.approx(true, rel=1e-5) and means["k3"] == pytest.approx(true, rel=1e-5)
+    assert abs(means["k2"] - true) > 0.1
+
+
+def test_k2_is_right_to_second_order():
+    logp, direction = two_models()[0].detach(), two_models(5)[0].detach()
+    for step, allowed in ((0.1, 0.2), (0.01, 0.02)):
+        near = (logp + step * direction).log_softmax(0)
+        k2 = float((logp.exp() * objectives.k2(logp, near)).sum())
+        assert k2 == pytest.approx(float(exact.kl(logp, near)), rel=allowed)
+
+
+def test_k2_and_k3_are_never_negative_and_k1_is():
+    logp, logref, _ = two_models()
+    assert (objectives.k2(logp, logref) >= 0).all() and (objectives.k3(logp, logref) >= 0).all()
+    assert (objectives.k1(logp, logref) < 0).any()
+
+
+def test_the_expected_gradient_of_each_kl_estimate_as_a_loss():
+    """Pitfall: a KL in the loss estimated so that its gradient is not the KL's."""
+    logp, logref, logits = two_models()
+    p = logp.exp().detach()
+    expected = {name: gradient((p * k(logp, logref)).sum(), logits) for name, k in objectives.KL_ESTIMATORS.items()}
+    kl, backwards = gradient(exact.kl(logp, logref), logits), gradient(exact.kl(logref, logp), logits)
+    assert torch.allclose(expected["k1"], torch.zeros_like(kl), atol=1e-6)
+    assert torch.allclose(expected["k2"], kl, atol=1e-6)
+    assert torch.allclose(expected["k3"], backwards, atol=1e-6)
+    assert not torch.allclose(backwards, kl, atol=1e-2)
+
+
+def test_k3_keeps_small_differences():
+    """Pitfall: exp(x) - 1 - x in float32 is noise where x is small; the KL of a first step is."""
+    x = torch.tensor([1e-3, -1e-3, 3e-3, -3e-3])
+    exactly = torch.expm1(x.double()) - x.double()
+    careful, naive = objectives.k3(torch.zeros(4), x), x.exp() - 1 - x
+    assert torch.allclose(careful.double(), exactly, rtol=1e-3, atol=0)
+    assert not torch.allclose(naive.double(), exactly, rtol=1e-2, atol=0)
+
+
+def test_the_penalised_reward_pays_for_what_the_policy_likes_more_than_the_reference():
+    """Pitfall: KL with the wrong sign."""
+    logp, logref = torch.tensor([[-1.0, -1.0], [-3.0, -7.0]], requires_grad=True), torch.tensor([[-2.0, -2.0], [-1.0, -1.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    paid = objectives.kl_penalised(torch.tensor([5.0, 5.0]), logp, logref, mask, 0.5)
+    assert paid.tolist() == [4.0, 6.0] and not paid.requires_grad  # 5 - .5 (1 + 1); 5 - .5 (-2), the masked token is free
+
+
+def test_kl_loss_is_a_sum_over_tokens_and_a_mean_over_answers():
+    logp, logref = torch.tensor([[-1.0, -2.0], [-1.0, 9.0]]), torch.tensor([[-3.0, -2.0], [-2.0, 0.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    assert float(objectives.kl_loss(logp, logref, mask, "k2")) == pytest.approx((2.0 + 0.0 + 0.5) / 2)
+    assert float(objectives.kl_loss(logp, logref, mask, "k2", count=10)) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="k2 or k3"):
+        objectives.kl_loss(logp, logref, mask, "k4")
+
+
+# ---- best of n -------------------------------------------------------------------------------------------------------
+
+
+def test_best_of_n_kl_bounds_the_exact_one_and_is_near_it_for_many_small_answers():
+    logp, reward = exact.TableLM(3, 3, seed=1)().detach(), torch.randn(40, generator=torch.Generator().manual_seed(0))
+    kls = [float(exact.kl(exact.best_of_n(logp, reward, n), logp)) for n in (1, 2, 4, 16)]
+    assert kls[0] == pytest.approx(0, abs=1e-6) and kls == sorted(kls)
+    assert all(kl < objectives.best_of_n_kl(n) for kl, n in zip(kls[1:], (2, 4, 16)))
+    many = torch.full((5000,), -math.log(5000), dtype=torch.float64)
+    fine = exact.kl(exact.best_of_n(many, torch.arange(5000.0), 4), many)
+    assert float(fine) == pytest.approx(objectives.best_of_n_kl(4), abs=2e-3)
+
+
+def test_exact_best_of_n_by_counting_and_with_ties():
+    logp = torch.tensor([0.2, 0.3, 0.5]).log()
+    best = exact.best_of_n(logp, torch.tensor([3.0, 1.0, 1.0]), 2).exp()
+    assert torch.allclose(best, torch.tensor([1 - 0.8**2, 0.64 * 0.3 / 0.8, 0.64 * 0.5 / 0.8]), atol=1e-6)
+
+
+def test_best_of_n_averages_over_all_choices():
+    proxy, gold = torch.tensor([[0.1, 0.5, 0.5, 0.9]]), torch.tensor([[4.0, 1.0, 2.0, -1.0]])
+    for n in (1, 2, 3, 4):
+        means = []
+        for chosen in itertools.combinations(range(4), n):
+            top = max(float(proxy[0, i]) for i in chosen)
+            ties = [float(gold[0, i]) for i in chosen if float(proxy[0, i]) == top]
+            means.append(sum(ties) / len(ties))
+        assert float(objectives.best_of_n(proxy, gold, n)) == pytest.approx(sum(means) / len(means), rel=1e-5)
+    with pytest.raises(ValueError, match="at least 5 samples"):
+        objectives.best_of_n(proxy, gold, 5)
+
+
+def test_the_share_of_best_of_n_that_is_kept_equals_the_exact_one():
+    """The two functions are one distribution seen from two sides."""
+    logp, reward = exact.TableLM(2, 2, seed=1)().detach(), torch.arange(7.0)
+    drawn = torch.multinomial(logp.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(0))
+    estimate = objectives.best_of_n(reward[drawn][None], reward[drawn][None], 4)
+    exactly = exact.expected_reward(exact.best_of_n(logp, reward, 4), reward)
+    assert float(estimate) == pytest.approx(float(exactly), abs=0.1)

@@ -9,7 +9,7 @@ Left out: discounting and reward-to-go (a score is one number an episode), sever
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -106,34 +106,72 @@ def measures(episodes: Episodes) -> dict[str, float]:
     return entry | ({"finished": float(last.finished.float().mean())} if hasattr(last, "finished") else {})
 
 
-def train(agent: Agent, environment: Environment, config: ReinforceConfig = ReinforceConfig(), *,
-          watch: Callable[[int], dict] | None = None, label: str = "REINFORCE", seconds: float | None = None) -> list[dict]:
-    """Train `agent.model` in place; returns the history: one dict a step with `step`, `measures`, `advantage_std`, `loss`,
-    `grad_norm` and `lr`.
+class Run:
+    """The steps of a run, and its history. All algorithms that learn from their own episodes are loops over one:
+
+        for step, lr in run:
+            ...
+            run.log(measures(episodes), loss=loss)
+        return run.history
 
     watch: called with the step before the first one, `evaluations` times on the way, and at the end; what it returns joins
         the history.
+    """
+
+    def __init__(self, config: PolicyConfig, watch: Callable[[int], dict] | None, label: str, seconds: float | None):
+        self.config, self.watch, self.label, self.seconds = config, watch, label, seconds
+        looks = range(config.evaluations + 1) if watch else ()
+        self.looks = {round(i * config.steps / max(config.evaluations, 1)) for i in looks}
+        self.history: list[dict] = []
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        """(step, learning rate) of each step, from 0."""
+        if 0 in self.looks:
+            self.history.append({"step": 0} | self.watch(0))
+        with Progress(self.label, total=self.config.steps, seconds=self.seconds) as progress:
+            for step in range(self.config.steps):
+                yield step, learning_rate(step, self.config)
+                if step + 1 in self.looks:
+                    self.history[-1] |= self.watch(step + 1)
+                progress.update(reward=self.history[-1]["reward"])
+
+    def log(self, measured: dict[str, float], **more: float) -> None:
+        """The history's entry of the step that is under way."""
+        step = self.history[-1]["step"] + 1 if self.history else 1
+        self.history.append({"step": step, **measured, **more})
+
+
+def accumulate(loss: Callable[[Episodes, Tensor], Tensor], episodes: Episodes, size: int) -> float:
+    """Add up the gradient of a batch, at most `size` episodes in a forward pass; returns the whole batch's loss.
+
+    loss: called with a part and its row numbers (n,); it divides by the whole batch's number of episodes, so that the
+        parts sum to the batch's loss.
+    """
+    rows, total = torch.arange(len(episodes.score), device=episodes.score.device), 0.0
+    for part, picked in zip(episodes.split(size), rows.split(size)):
+        value = loss(part, picked)
+        value.backward()
+        total += float(value.detach())
+    return total
+
+
+def train(agent: Agent, environment: Environment, config: ReinforceConfig = ReinforceConfig(), *,
+          watch: Callable[[int], dict] | None = None, label: str = "REINFORCE", seconds: float | None = None) -> list[dict]:
+    """Train `agent.model` in place; returns the history: one dict a step with `step`, `measures`, `advantage_std`, `loss`,
+    `grad_norm` and `lr`. watch: see `Run`.
+
     Raises TrainingDiverged, with the weights of the last good step, when the loss is not finite.
     """
-    optimizers, baseline = adam(agent.model), Baseline(config)
-    look = {round(i * config.steps / config.evaluations) for i in range(config.evaluations + 1)} if watch else set()
-    history = [{"step": 0} | watch(0)] if 0 in look else []
-    with Progress(label, total=config.steps, seconds=seconds) as progress:
-        for step in range(config.steps):
-            episodes = play(agent, environment, count=config.count, samples=config.samples,
-                            seed=config.seed * 1_000_003 + step)
-            advantages = episodes.score - baseline(agent, episodes)
-            loss = 0.0
-            for rows in torch.arange(len(advantages), device=advantages.device).split(config.micro_batch_size):
-                part = episodes.select(rows) if len(rows) < len(advantages) else episodes
-                loss_of_part = policy_gradient_loss(part.logprobs(agent), part.mask, advantages[rows], len(advantages))
-                loss_of_part.backward()
-                loss += float(loss_of_part.detach())
-            lr = learning_rate(step, config)
-            norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
-            history.append({"step": step + 1, **measures(episodes), "advantage_std": float(advantages.std()),
-                            "loss": loss, "grad_norm": norm, "lr": lr})
-            if step + 1 in look:
-                history[-1] |= watch(step + 1)
-            progress.update(reward=history[-1]["reward"])
-    return history
+    optimizers, baseline, run = adam(agent.model), Baseline(config), Run(config, watch, label, seconds)
+    for step, lr in run:
+        episodes = play(agent, environment, count=config.count, samples=config.samples,
+                        seed=config.seed * 1_000_003 + step)
+        advantages = episodes.score - baseline(agent, episodes)
+
+        def loss_of(part: Episodes, rows: Tensor) -> Tensor:
+            return policy_gradient_loss(part.logprobs(agent), part.mask, advantages[rows], len(advantages))
+
+        loss = accumulate(loss_of, episodes, config.micro_batch_size)
+        norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
+        run.log(measures(episodes), advantage_std=float(advantages.std()), loss=loss, grad_norm=norm, lr=lr)
+    return run.history
