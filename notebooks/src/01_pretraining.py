@@ -691,7 +691,7 @@ if name := real_model("HuggingFaceTB/SmolLM2-135M"):
 # | claim of the lecture | what you measured |
 # | --- | --- |
 # | C1: a language model is $P(x^{(t+1)} \mid x^{(1)}, \dots, x^{(t)})$ | rows sum to 1; their products are how often texts come |
-# | C2: random weights, unlabeled text, the input is the label | the loss starts near $\ln V$ and goes down towards the exact floor; what is left is known |
+# | C2: random weights, unlabeled text, the input is the label | from $\ln V$ towards the exact floor |
 # | C3: more data and bigger models get better | loss above the floor against data, three sizes, with exponents |
 #
 # Next: [02 supervised fine-tuning](02_sft.ipynb), where the base model learns to answer.

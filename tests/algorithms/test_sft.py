@@ -80,6 +80,15 @@ def test_pitfall_eos_is_learnt(tiny_lm):
     assert out.texts == ["Here"] and out.finished.tolist() == [True]
 
 
+def test_pitfall_28_one_bos_and_one_end(tiny_lm):
+    """The template writes BOS and END itself: the tokenizer adds no second one."""
+    _, tokenizer = tiny_lm
+    (example,) = sft.encode_chat(tokenizer, [sft.qa("Where is SF?", "CA")])
+    assert example.ids.count(tokenizer.bos_token_id) == 1 and example.ids[0] == tokenizer.bos_token_id
+    assert example.ids.count(tokenizer.eos_token_id) == 2, "one at the end of each turn"
+    assert example.ids[-1] == tokenizer.eos_token_id != example.ids[-2]
+
+
 def test_bad_conversations_are_named(tiny_lm):
     _, tokenizer = tiny_lm
     good = sft.qa("a", "b")

@@ -1,7 +1,10 @@
 """The next-token loop: resuming, accumulating, stopping."""
 
 import copy
+import dataclasses
+import itertools
 import math
+import signal
 
 import pytest
 import torch
@@ -106,15 +109,46 @@ def test_a_bad_gradient_leaves_the_weights_alone(model):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_ctrl_c_leaves_evaluation_mode_and_passes_on(model):
-    def stop(step):
-        if step:
-            raise KeyboardInterrupt
-        return {}
-
+def test_ctrl_c_passes_on_and_training_continues_from_the_checkpoint(model, tmp_path):
+    """A real SIGINT, in the middle of a step."""
+    whole, first, second = (copy.deepcopy(model) for _ in range(3))
+    pretrain.train(whole, DOCUMENTS, config(epochs=2))
+    calls = itertools.count()
+    first.model.norm.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 7 else None)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.train(model, DOCUMENTS, config(), watch=stop)
-    assert not model.training
+        pretrain.train(first, DOCUMENTS, config(epochs=2), checkpoint=tmp_path / "c")
+    assert not first.training and (tmp_path / "c" / "state.json").exists()
+    pretrain.train(second, DOCUMENTS, config(epochs=2), checkpoint=tmp_path / "c")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters()))
+
+
+def test_pitfall_19_bf16_products_leave_the_weights_in_float32(model):
+    """A step of 1e-5 on a weight near 1 is lost in bfloat16, whose neighbours of 1 are 0.004 apart."""
+    before = model.model.norm.weight.detach().clone()
+    pretrain.train(model, DOCUMENTS, config(precision="bf16", lr=1e-5))
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    moved = (model.model.norm.weight - before).abs()
+    assert 0 < moved.max() < 1e-3 and torch.equal(model.model.norm.weight.bfloat16(), before.bfloat16())
+
+
+SETTINGS = dict(context=24, batch_size=2, micro_batch_size=1, epochs=2, lr=1e-2, warmup=0.5, optimizer="adamw",
+                weight_decay=0.5, clip=1e-2, precision="bf16", seed=1, evaluations=3, log_every=1, checkpoint_every=3)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(pretrain.PretrainConfig)])
+def test_pitfall_30_no_setting_is_silently_unused(model, monkeypatch, tmp_path, name):
+    """A run with another value differs: in its weights, its history, its forward passes or its checkpoints."""
+
+    def run(**change):
+        trained, calls, saved = copy.deepcopy(model), [], []
+        trained.model.norm.register_forward_hook(lambda module, args, output: calls.append(tuple(output.shape)))
+        monkeypatch.setattr(training, "save_checkpoint", lambda folder, model, optimizers, state: saved.append(state["step"]))
+        settings = config(**{"weight_decay": 0.1, "checkpoint_every": 2, "evaluations": 1} | change)
+        history = pretrain.train(trained, DOCUMENTS, settings, held_out=DOCUMENTS[:4], checkpoint=tmp_path / "c")
+        return [p.tolist() for p in trained.parameters()], history, calls, saved
+
+    assert run() == run()
+    assert run() != run(**{name: SETTINGS[name]})
 
 
 def test_training_lowers_the_loss(model):

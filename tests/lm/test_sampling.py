@@ -188,18 +188,20 @@ def test_pitfall_28_one_bos_whichever_way_the_prompt_comes(tiny_tokenizer, as_me
 # Prompts
 
 
-def test_a_string_is_raw_text_after_bos_and_ids_are_used_as_they_are(tiny_tokenizer):
+def test_pitfall_17_a_string_is_raw_text_and_never_goes_through_the_chat_template(tiny_tokenizer):
     model = make_lm(tiny_tokenizer)
     text = sample(model, tiny_tokenizer, ["hi"], max_new_tokens=2)
     assert text.prompt_ids[0].tolist() == [1, *tiny_tokenizer("hi").input_ids]
+    asked = sample(model, tiny_tokenizer, [[{"role": "user", "content": "hi"}]], max_new_tokens=2)
+    assert asked.prompt_ids[0].tolist() == [1, 3, *tiny_tokenizer("hi").input_ids, 2, 4]  # user, hi, END, assistant
     ids = sample(model, tiny_tokenizer, [[9, 8, 7], (5,)], max_new_tokens=2)
     assert ids.prompt_ids.tolist() == [[9, 8, 7], [0, 0, 5]]
     assert ids.prompt_mask.tolist() == [[True, True, True], [False, False, True]]
     assert sample(model, tiny_tokenizer, [""], max_new_tokens=2).prompt_ids.tolist() == [[1]]
 
 
-def test_rows_are_grouped_by_prompt_and_texts_decode_their_ids(tiny_tokenizer):
-    rollouts = sample(make_lm(tiny_tokenizer), tiny_tokenizer, PROMPTS, max_new_tokens=6, samples_per_prompt=3)
+def test_pitfall_23_rows_stay_with_their_prompt_while_others_are_dropped(tiny_tokenizer):
+    rollouts = sample(many_ends(make_lm(tiny_tokenizer)), tiny_tokenizer, PROMPTS, max_new_tokens=6, samples_per_prompt=3)
     assert rollouts.group.tolist() == [i for i in range(len(PROMPTS)) for _ in range(3)]
     for i, text in enumerate(rollouts.texts):
         ids = rollouts.completion_ids[i][rollouts.completion_mask[i]]
@@ -275,7 +277,7 @@ def test_a_stop_string_ends_the_row_with_the_token_that_completes_it(tiny_tokeni
     assert rollouts.texts == [expected] * 2 and rollouts.finished.all() and rollouts.completion_mask.all()
 
 
-def test_a_row_that_ends_with_its_last_token_is_finished_and_one_that_is_cut_is_not(tiny_tokenizer):
+def test_pitfall_26_a_row_that_ends_with_its_last_token_is_finished_and_one_that_is_cut_is_not(tiny_tokenizer):
     model = script(make_lm(tiny_tokenizer), [*tiny_tokenizer("hey").input_ids, 2, 2])
     assert sample(model, tiny_tokenizer, [[1]], max_new_tokens=4).finished.tolist() == [True]
     assert sample(model, tiny_tokenizer, [[1]], max_new_tokens=3).finished.tolist() == [False]
