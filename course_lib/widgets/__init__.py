@@ -1,7 +1,10 @@
 """Interactive parts of the notebooks; each also has `.text()` and a picture that stays in a saved notebook."""
 
+from .betaslider import BetaSlider
 from .explorer import TokenExplorer
+from .klmap import KLMap
+from .labeller import Labeller
 from .lossmask import LossMask
 from .wordbyword import WordByWord
 
-__all__ = ["LossMask", "TokenExplorer", "WordByWord"]
+__all__ = ["BetaSlider", "KLMap", "Labeller", "LossMask", "TokenExplorer", "WordByWord"]
