@@ -9,7 +9,7 @@ from pathlib import Path
 from course_lib import smoke
 from course_lib.store import Recipe, get, load_json, save_json
 
-MODELS = ("base", "sft", "policy_sft")
+MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_start")
 SIZES = {
     "base": {
         "full": dict(shape="base", documents=28_000, vocab_size=1536, held_out_documents=200, batch_size=16, lr=6e-3),
@@ -53,6 +53,21 @@ SIZES = {
         "smoke": dict(seed=0, answers=16, batch_size=8, epochs=1, lr=1e-3),
         "seconds": 40,
     },
+    "sums_start": {  # many examples, most of them wrong: right at its best, seldom in a sample
+        "full": dict(world="sums", examples=1000, wrong=0.55, epochs=2, lr=1e-3, seed=0),
+        "smoke": dict(world="sums", examples=16, wrong=0.55, epochs=1, lr=1e-3, seed=0),
+        "seconds": 20,
+    },
+    "sums_weak": {  # few examples, all of them right: unsure even at its best
+        "full": dict(world="sums", examples=150, wrong=0.0, epochs=2, lr=1e-3, seed=0),
+        "smoke": dict(world="sums", examples=8, wrong=0.0, epochs=1, lr=1e-3, seed=0),
+        "seconds": 4,
+    },
+    "functions_start": {
+        "full": dict(world="functions", examples=600, wrong=0.55, epochs=2, lr=1e-3, seed=0),
+        "smoke": dict(world="functions", examples=16, wrong=0.55, epochs=1, lr=1e-3, seed=0),
+        "seconds": 10,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -62,6 +77,8 @@ PRETRAIN_CODE = (*CODE, "course_lib.experiments.pretraining")
 SFT_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.experiments.sft", "course_lib.experiments.questions",
             "course_lib.rewards.rubric")
 POLICY_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.worlds.people", "course_lib.experiments.preferences:imitate")
+START_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.experiments.starts:flawed,miscoded,lessons,start")
+STARTS = ("sums_start", "sums_weak", "functions_start")
 
 
 def names() -> tuple[str, ...]:
@@ -87,7 +104,8 @@ def result(name: str) -> dict:
 def recipe(name: str) -> Recipe:
     """How the artifact `name` is made. Raises KeyError for a name that is not in `names()`."""
     needs = () if name == "base" else (recipe("base"),)
-    code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE}.get(name, SFT_CODE)
+    code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE,
+            **dict.fromkeys(STARTS, START_CODE)}.get(name, SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
 
@@ -128,6 +146,19 @@ def _policy_sft(folder: Path, progress) -> None:
     save_json(folder / "result.json", {"history": history})
 
 
+def _start(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments.starts import start
+        from course_lib.lm.model import load_lm, save_lm
+
+        model, tokenizer = load_lm("base")
+        history = start(model, tokenizer, **size(name))
+        save_lm(folder, model, tokenizer)
+        save_json(folder / "result.json", {"history": history})
+
+    return build
+
+
 def _study(name: str) -> Callable[[Path, object], None]:
     def build(folder: Path, progress) -> None:
         from course_lib.experiments import pretraining, sft
@@ -146,4 +177,5 @@ def _study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
-_BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft} | {name: _study(name) for name in SIZES if name not in MODELS}
+_BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, **{name: _start(name) for name in STARTS}}
+_BUILD |= {name: _study(name) for name in SIZES if name not in MODELS}

@@ -282,3 +282,17 @@ def best_of_n(proxy: Tensor, values: Tensor, n: int) -> Tensor:
     equal = (proxy[:, None, :] == proxy[:, :, None]).sum(2)       # (prompts, N) this one and its ties
     weights = (upto[below + equal] - upto[below]) / equal         # (prompts, N)
     return (weights * values).sum(1).to(values.dtype)
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Chance that at least one of k answers is right, estimated without bias from `samples` of them, of which `correct`
+    are: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, equation 1). 1 - (1 - c/n)^k would be too low.
+
+    Raises ValueError unless 0 <= correct <= samples and 1 <= k <= samples.
+    """
+    if not (0 <= correct <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@k needs 0 <= correct <= samples and 1 <= k <= samples, got {correct}, {samples} and k {k}")
+    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)

@@ -332,3 +332,27 @@ def test_the_share_of_best_of_n_that_is_kept_equals_the_exact_one():
     estimate = objectives.best_of_n(reward[drawn][None], reward[drawn][None], 4)
     exactly = exact.expected_reward(exact.best_of_n(logp, reward, 4), reward)
     assert float(estimate) == pytest.approx(float(exactly), abs=0.1)
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, c, k", [(8, 0, 3), (8, 2, 1), (8, 2, 3), (8, 7, 2), (6, 3, 6), (5, 5, 1)])
+def test_pass_at_k_counts_the_subsets_that_hold_a_right_answer(n, c, k):
+    subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+    assert objectives.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_is_unbiased_and_the_plug_in_estimate_is_not():
+    p, n, k = 0.2, 8, 4
+    chance = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
+    mean = sum(q * objectives.pass_at_k(n, c, k) for c, q in enumerate(chance))
+    plug_in = sum(q * (1 - (1 - c / n) ** k) for c, q in enumerate(chance))
+    assert mean == pytest.approx(1 - (1 - p) ** k)
+    assert plug_in < mean - 0.03
+
+
+@pytest.mark.parametrize("n, c, k", [(8, 9, 1), (8, -1, 1), (8, 1, 9), (8, 1, 0)])
+def test_pass_at_k_refuses_impossible_counts(n, c, k):
+    with pytest.raises(ValueError, match="pass@k"):
+        objectives.pass_at_k(n, c, k)
