@@ -296,3 +296,75 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not (0 <= correct <= samples and 1 <= k <= samples):
         raise ValueError(f"pass@k needs 0 <= correct <= samples and 1 <= k <= samples, got {correct}, {samples} and k {k}")
     return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+# ---- direct preference optimization ----------------------------------------------------------------------------------
+# B pairs of a winning answer y_w and a losing one y_l to the same prompt.
+
+
+class PairLogprobs(NamedTuple):
+    """ln p(y | x) of whole answers, (B,) each."""
+
+    chosen: Tensor        # of y_w under the policy, with gradients
+    rejected: Tensor      # of y_l
+    ref_chosen: Tensor    # of y_w under the reference
+    ref_rejected: Tensor  # of y_l
+    chosen_length: Tensor    # tokens, END included
+    rejected_length: Tensor
+    drift: Tensor | float = 0.0  # KTO's z_0: mean ln(policy / reference) of answers that belong to other prompts
+
+    def margin(self) -> Tensor:
+        """h = ln(pi(y_w) / pi_ref(y_w)) - ln(pi(y_l) / pi_ref(y_l)): beta h is the implicit reward's margin. (B,)"""
+        return (self.chosen - self.ref_chosen) - (self.rejected - self.ref_rejected)
+
+
+def dpo_sigmoid(p: PairLogprobs, beta: float) -> Tensor:
+    """-ln sigma(beta h) (Rafailov et al. 2023, equation 7): the deck's loss. Returns (B,), as all of these do."""
+    return -F.logsigmoid(beta * p.margin())
+
+
+def dpo_smoothed(p: PairLogprobs, beta: float, label_smoothing: float = 0.1) -> Tensor:
+    """Conservative DPO: a share of the labels is assumed to be flipped (Mitchell 2023, equation 3)."""
+    z = beta * p.margin()
+    return -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
+
+
+def dpo_robust(p: PairLogprobs, beta: float, label_smoothing: float = 0.1) -> Tensor:
+    """The same noise made up for: unbiased for the loss on clean labels (Chowdhury et al. 2024, equation 12)."""
+    z, e = beta * p.margin(), label_smoothing
+    return (-(1 - e) * F.logsigmoid(z) + e * F.logsigmoid(-z)) / (1 - 2 * e)
+
+
+def dpo_ipo(p: PairLogprobs, beta: float) -> Tensor:
+    """(h - 1 / (2 beta))^2: a margin to reach, not to grow for ever (Azar et al. 2024, equation 17)."""
+    return (p.margin() - 1 / (2 * beta)).square()
+
+
+def dpo_hinge(p: PairLogprobs, beta: float) -> Tensor:
+    """max(0, 1 - beta h) (Zhao et al. 2023, SLiC, in the normalised form of Liu et al. 2024, RSO, equation 10)."""
+    return F.relu(1 - beta * p.margin())
+
+
+def dpo_simpo(p: PairLogprobs, beta: float, gamma: float = 1.0) -> Tensor:
+    """-ln sigma(beta (ln pi(y_w) / |y_w| - ln pi(y_l) / |y_l|) - gamma), no reference (Meng et al. 2024, equation 6)."""
+    return -F.logsigmoid(beta * (p.chosen / p.chosen_length - p.rejected / p.rejected_length) - gamma)
+
+
+def dpo_orpo(p: PairLogprobs, beta: float) -> Tensor:
+    """NLL of y_w per token - beta ln sigma(ln odds(y_w) - ln odds(y_l)), no reference (Hong et al. 2024, equations 6, 7)."""
+    w, l = p.chosen / p.chosen_length, p.rejected / p.rejected_length  # ln p a token, below 0
+
+    def log_odds(logp: Tensor) -> Tensor:
+        return logp - torch.log(-torch.expm1(logp.clamp(max=-1e-6)))
+
+    return -w - beta * F.logsigmoid(log_odds(w) - log_odds(l))
+
+
+def dpo_kto(p: PairLogprobs, beta: float) -> Tensor:
+    """1 - sigma(beta (r_w - z_0)) + 1 - sigma(beta (z_0 - r_l)), z_0 >= 0 a constant: each answer is judged on its own
+    (Ethayarajh et al. 2024, equation 8)."""
+    z0 = torch.as_tensor(p.drift, device=p.chosen.device).detach().clamp(min=0)
+    return 2 - torch.sigmoid(beta * (p.chosen - p.ref_chosen - z0)) - torch.sigmoid(beta * (z0 - p.rejected + p.ref_rejected))
+
+
+DPO_LOSSES = {"sigmoid": dpo_sigmoid, "smoothed": dpo_smoothed, "robust": dpo_robust, "ipo": dpo_ipo, "hinge": dpo_hinge,
+              "simpo": dpo_simpo, "orpo": dpo_orpo, "kto": dpo_kto}
+REFERENCE_FREE = ("simpo", "orpo")
