@@ -29,7 +29,12 @@ def letters_lm(letters: int, seed: int = 0, shape: tuple[int, int, int, int] = (
                ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A Llama with random weights over the alphabet, and its tokenizer. The prompt of every text is `[[END's id]]`."""
     tokenizer = letters_tokenizer(letters)
-    return build_lm(tokenizer, shape, context=16, seed=seed, device=device), tokenizer
+    model = build_lm(tokenizer, shape, context=16, seed=seed, device=device)
+    embedding = model.get_input_embeddings()
+    embedding.padding_idx = None  # as padding END would stay a vector of zeros; it also begins every text, and must learn
+    with torch.no_grad():
+        embedding.weight[letters] = embedding.weight[:letters].mean(0)
+    return model, tokenizer
 
 
 def all_logprobs(model: LlamaForCausalLM, length: int) -> tuple[Tensor, Tensor, Tensor]:
