@@ -136,11 +136,15 @@ def _pick(states: Any, rows: Tensor) -> Any:
     return states[rows] if isinstance(states, Tensor) else [states[i] for i in rows.tolist()]
 
 
+def _on(device: torch.device, states: Any) -> Any:
+    return states.to(device) if isinstance(states, Tensor) else states
+
+
 @torch.no_grad()
 def play(agent: Agent, environment: Environment, *, count: int, samples: int = 1, seed: int = 0) -> Episodes:
     """Run `samples` episodes from each of `count` start states to their end."""
-    states = environment.reset(count, samples, seed)
     device = next(agent.model.parameters()).device
+    states = _on(device, environment.reset(count, samples, seed))
     rows = torch.arange(count * samples, device=device)
     score, steps = torch.zeros(len(rows), device=device), []
     while len(rows):
@@ -149,7 +153,7 @@ def play(agent: Agent, environment: Environment, *, count: int, samples: int = 1
         reward, done = outcome.reward.to(score), outcome.done.to(device)
         steps.append(Step(rows, states, action, reward))
         score = score.index_add(0, rows, reward)
-        rows, states = rows[~done], outcome.states
+        rows, states = rows[~done], _on(device, outcome.states)
     return Episodes(steps, score, torch.arange(count, device=device).repeat_interleave(samples))
 
 
@@ -302,13 +306,13 @@ class Letters:
         return torch.ones(count * samples, 1, device=self.reward.device)
 
     def step(self, action: Choice) -> Outcome:
-        return Outcome(self.reward[action.ids], torch.ones(len(action.ids), dtype=torch.bool))
+        return Outcome(self.reward[action.ids.to(self.reward.device)], torch.ones(len(action.ids), dtype=torch.bool))
 
 
 class Questions:
     """Prompts with a reward on the completion: the language model's environment. Every episode has one step.
 
-    rows: dicts with a `prompt` (a string, or messages) and whatever columns the reward reads, as in a data set.
+    rows: dicts with a `prompt` (a string, messages or token ids) and whatever columns the reward reads, as in a data set.
     reward: in the course's convention, see `course_lib.rewards`.
     unfinished: the reward of an answer that was cut off before its end; None leaves it to `reward`.
     Start states are drawn without repetition until all rows have been used, then afresh.
@@ -333,10 +337,13 @@ class Questions:
     def step(self, action: Rollouts) -> Outcome:
         prompts = [row["prompt"] for row in self.current]
         finished = action.finished.tolist()
-        said = [text if isinstance(p, str) else [{"role": "assistant", "content": text}]
-                for p, text in zip(prompts, action.texts)]
+        said = [[{"role": "assistant", "content": text}] if isinstance(prompt[0], dict) else text
+                for prompt, text in zip(prompts, action.texts)]
         columns = {name: [row[name] for row in self.current] for name in self.rows[0] if name != "prompt"}
         rewards = self.reward(prompts=prompts, completions=said, **columns, finished=finished)
+        if len(rewards) != len(said):
+            raise ValueError(f"the reward returned {len(rewards)} numbers for {len(said)} completions: it must return one "
+                             f"number for each")
         if self.unfinished is not None:
             rewards = [r if done else self.unfinished for r, done in zip(rewards, finished)]
         rewards = torch.tensor([float("nan") if r is None else float(r) for r in rewards])

@@ -173,5 +173,5 @@ def train(agent: Agent, environment: Environment, config: ReinforceConfig = Rein
 
         loss = accumulate(loss_of, episodes, config.micro_batch_size)
         norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
-        run.log(measures(episodes), advantage_std=float(advantages.std()), loss=loss, grad_norm=norm, lr=lr)
+        run.log(measures(episodes), advantage_std=float(advantages.std(correction=0)), loss=loss, grad_norm=norm, lr=lr)
     return run.history
