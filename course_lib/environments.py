@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_lib.exact import TableLM
 from course_lib.lm.device import autocast
 from course_lib.lm.logprobs import completion_logprobs, eval_mode
-from course_lib.lm.sampling import Rollouts, encode_prompt, sample
+from course_lib.lm.sampling import Rollouts, draw_tokens, encode_prompt, sample, uniforms
 from course_lib.rewards import Reward, text_of
 from course_lib.worlds.draw import Draw
 
@@ -172,6 +172,12 @@ class Choice:
         return Choice(self.ids[rows], self.logprobs[rows], self.mask[rows])
 
 
+def _choose(logits: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """One choice in each row, (n, actions) -> its number and its log-probability, (n,) each."""
+    u = uniforms(seed, torch.arange(len(logits), device=logits.device), 1)[:, 0]
+    return draw_tokens(logits, u, temperature=1.0, top_k=0, top_p=1.0)
+
+
 class NetAgent:
     """A small network from a state's numbers to one logit for each action."""
 
@@ -179,10 +185,8 @@ class NetAgent:
         self.model = model  # (n, D) -> (n, actions)
 
     def act(self, states: Tensor, seed: int) -> Choice:
-        logp = self.model(states).log_softmax(-1)
-        generator = torch.Generator(device=logp.device).manual_seed(seed % 2**63)
-        ids = torch.multinomial(logp.exp(), 1, generator=generator)
-        return Choice(ids[:, 0], logp.gather(1, ids), torch.ones_like(ids, dtype=torch.bool))
+        ids, logp = _choose(self.model(states), seed)
+        return Choice(ids, logp[:, None], torch.ones_like(ids[:, None], dtype=torch.bool))
 
     def logprobs(self, states: Tensor, action: Choice) -> Tensor:
         return self.model(states).log_softmax(-1).gather(1, action.ids[:, None])
@@ -199,8 +203,7 @@ class TableAgent:
 
     def act(self, states: Tensor, seed: int) -> Choice:
         logp = self.model.token_logprobs()  # (S, length)
-        generator = torch.Generator(device=logp.device).manual_seed(seed % 2**63)
-        ids = torch.multinomial(logp.sum(-1).exp(), len(states), replacement=True, generator=generator)
+        ids, _ = _choose(logp.sum(-1).expand(len(states), -1), seed)
         return Choice(ids, logp[ids], self.model.mask[ids])
 
     def logprobs(self, states: Tensor, action: Choice) -> Tensor:

@@ -81,6 +81,13 @@ def test_episodes_of_different_length():
     assert (episodes.sampled[~episodes.mask] == 0).all()
 
 
+def test_every_step_draws_afresh():
+    """The steps of an episode have seeds of their own: with the same noise a policy would go on in one direction."""
+    episodes = play(NetAgent(nn.Linear(9, 4)), Grid(size=3, limit=6), count=50, seed=1)
+    moves = [step.action.ids[:20] for step in episodes.steps[:4]]
+    assert all(not torch.equal(a, b) for i, a in enumerate(moves) for b in moves[:i])
+
+
 def test_same_seed_same_episodes(spoken):
     agent = grid_agent()
     runs = [play(agent, Grid(3), count=8, samples=2, seed=seed) for seed in (1, 1, 2)]
