@@ -21,6 +21,7 @@ from course_lib.exact import TableLM
 from course_lib.lm.device import autocast
 from course_lib.lm.logprobs import completion_logprobs, eval_mode
 from course_lib.lm.sampling import Rollouts, draw_tokens, encode_prompt, sample, uniforms
+from course_lib.objectives import last_token
 from course_lib.rewards import Reward, text_of
 from course_lib.worlds.draw import Draw
 
@@ -99,6 +100,27 @@ class Episodes:
         """ln p of each choice under the policy of `agent`, with gradients: (N, K), 0 where masked."""
         return self._joined([agent.logprobs(step.states, step.action) if len(step.rows) else step.action.logprobs
                              for step in self.steps])
+
+    def values(self, critic) -> Tensor:
+        """V of the state before each choice by PPO's critic, with gradients: (N, K), 0 where masked."""
+        return self._joined([critic.values(step.states, step.action) if len(step.rows) else step.action.logprobs
+                             for step in self.steps])
+
+    def both(self, agent: "LMAgent", critic) -> tuple[Tensor, Tensor]:
+        """`logprobs` and `values` of a critic that shares the agent's trunk, in one forward pass a step."""
+        pairs = [critic.logprobs_and_values(step.action, agent.temperature) if len(step.rows) else
+                 (step.action.logprobs, step.action.logprobs) for step in self.steps]
+        logprobs, values = zip(*pairs)
+        return self._joined(list(logprobs)), self._joined(list(values))
+
+    def rewards(self, missing_end: float = 0.0) -> Tensor:
+        """Each step's reward on the last choice made in it, (N, K), less `missing_end` for an answer that was cut off."""
+        parts = []
+        for step in self.steps:
+            finished = getattr(step.action, "finished", torch.ones_like(step.reward, dtype=torch.bool))
+            reward = step.reward - missing_end * (~finished).to(step.reward)
+            parts.append(torch.where(last_token(step.action.mask), reward[:, None], 0))
+        return self._joined(parts)
 
     @property
     def texts(self) -> list[str]:
@@ -193,6 +215,18 @@ class NetAgent:
 
     def features(self, states: Tensor) -> Tensor:
         return states
+
+
+class NetCritic:
+    """A small network from a state's numbers to its value, beside a `NetAgent`."""
+
+    shared = False
+
+    def __init__(self, model: nn.Module):
+        self.model = model  # (n, D) -> (n, 1)
+
+    def values(self, states: Tensor, action: Choice) -> Tensor:
+        return self.model(states)
 
 
 class TableAgent:

@@ -153,7 +153,7 @@ def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor
 
 def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: float = 0.2) -> Tensor:
     """1/2 max((V - R)^2, (V_clip - R)^2) a token, where V_clip may move by at most `clip` from the critic that made the
-    returns (Schulman et al. 2017's code; Huang et al. 2023, detail 8). Infinity: the plain squared error. (N, T) each."""
+    returns (Schulman et al. 2017's code; Huang et al. 2023). Infinity: the plain squared error. (N, T) each."""
     old_values, returns = old_values.detach(), returns.detach()
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
@@ -186,10 +186,11 @@ def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
     """The reward of each token: -beta ln(p_RL / p_PT), the deck's price of leaving the pre-trained model, and on the last
     token that counts also the score of the answer (Ziegler et al. 2019, equation 2; Ouyang et al. 2022).
 
-    scores: (N,); logprobs, ref_logprobs, mask: (N, T). An answer without a token gets none. Returns (N, T), constants.
+    scores: (N,), or (N, T) rewards that stand at their tokens already; logprobs, ref_logprobs, mask: (N, T). An answer
+    without a token gets none. Returns (N, T), constants.
     """
-    rewards = torch.where(mask, -beta * (logprobs - ref_logprobs), 0).detach()
-    return rewards + torch.where(last_token(mask), scores.detach()[:, None].to(rewards), 0)
+    placed = torch.where(last_token(mask), scores[:, None], 0) if scores.ndim == 1 else scores
+    return (torch.where(mask, -beta * (logprobs - ref_logprobs), 0) + placed).detach()
 
 
 def last_token(mask: Tensor) -> Tensor:
