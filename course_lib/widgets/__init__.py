@@ -5,6 +5,7 @@ from .explorer import TokenExplorer
 from .klmap import KLMap
 from .labeller import Labeller
 from .lossmask import LossMask
+from .oneupdate import OneUpdate
 from .wordbyword import WordByWord
 
-__all__ = ["BetaSlider", "KLMap", "Labeller", "LossMask", "TokenExplorer", "WordByWord"]
+__all__ = ["BetaSlider", "KLMap", "Labeller", "LossMask", "OneUpdate", "TokenExplorer", "WordByWord"]
