@@ -297,7 +297,8 @@ def in_fork(request: dict, filter_) -> tuple[str, bytes]:
     os.close(writer)
     data, how, deadline = bytearray(), None, time.monotonic() + request["wall"]
     while how is None:
-        if not select.select([reader], [], [], max(deadline - time.monotonic(), 0))[0]:
+        ready = select.select([reader, 0], [], [], max(deadline - time.monotonic(), 0))[0]
+        if not ready or 0 in ready:  # nothing is sent meanwhile: descriptor 0 is ready when the other side has gone
             how = "timeout"
         elif chunk := os.read(reader, 1 << 16):
             data += chunk
