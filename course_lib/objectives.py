@@ -285,6 +285,58 @@ def best_of_n(proxy: Tensor, values: Tensor, n: int) -> Tensor:
     return (weights * values).sum(1).to(values.dtype)
 
 
+# ---- group relative policy optimization ------------------------------------------------------------------------------
+
+
+def group_advantages(scores: Tensor, scale: bool = True) -> Tensor:
+    """A_i = (r_i - mean(r)) / std(r), the deck's: how much better than its group is an answer? (Shao et al. 2024, 4.1.2)
+
+    A group whose scores are all equal says nothing: exactly 0. The deviation is the sample's, over G - 1, as in TRL, and
+    1e-4 is added to it. scale=False leaves it away (Dr. GRPO, Liu et al. 2025): what remains is (G - 1) / G of the score's
+    distance from `leave_one_out`.
+
+    scores: (prompts, G), G at least 2. Returns the same shape.
+    """
+    if scores.shape[1] < 2:
+        raise ValueError("a group needs at least two samples of its prompt: alone, an answer is its own mean")
+    away = scores - scores.mean(1, keepdim=True)
+    away = torch.where(degenerate(scores)[:, None], 0, away)  # rounding must not be divided by 1e-4
+    return away / (scores.std(1, keepdim=True) + 1e-4) if scale else away
+
+
+def degenerate(scores: Tensor) -> Tensor:
+    """Groups whose scores are all equal: every answer right, or every one wrong. (prompts, G) -> (prompts,) bool."""
+    return scores.amax(1) == scores.amin(1)
+
+
+AVERAGES = ("sequence", "token", "constant")
+
+
+def token_weights(mask: Tensor, average: str = "sequence", longest: int = 0) -> Tensor:
+    """The weight of each token in the loss of a batch: (N, T) bool -> (N, T) float32, 0 where masked.
+
+    "sequence": 1 / (N |o_i|), every answer weighs the same (GRPO, Shao et al. 2024, equation 3). A token of a long answer
+        weighs less, so that a wrong answer is punished less for every token it adds.
+    "token": 1 / sum_j |o_j|, every token weighs the same (DAPO, Yu et al. 2025, equation 8).
+    "constant": 1 / (N L) with L = `longest`, the most tokens that an answer may have (Dr. GRPO, Liu et al. 2025). No length
+        that the policy can change is in it.
+    Weights of a whole batch, sliced, make micro-batches sum to the whole batch's loss.
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"average is one of {', '.join(AVERAGES)}, not {average!r}")
+    if average == "constant" and longest < 1:
+        raise ValueError("the constant average needs `longest`, the most tokens that an answer may have")
+    lengths = mask.sum(1, keepdim=True)  # (N, 1)
+    per = {"sequence": len(mask) * lengths, "token": lengths.sum(), "constant": torch.tensor(len(mask) * longest)}[average]
+    return mask / per.clamp(min=1).to(mask.device)
+
+
+def sequence_ratio(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """1/|o_i| sum_t ln p_t, what GSPO takes the ratio of: s_i = (p_theta(o_i) / p_old(o_i))^(1/|o_i|) (Zheng et al. 2025,
+    equation 7). One number an answer, for `clipped_surrogate`: (N, T) -> (N, 1); an answer without a token gives 0."""
+    return sequence_logprob(logprobs, mask)[:, None] / mask.sum(1, keepdim=True).clamp(min=1)
+
+
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 

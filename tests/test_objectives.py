@@ -334,6 +334,78 @@ def test_the_share_of_best_of_n_that_is_kept_equals_the_exact_one():
     assert float(estimate) == pytest.approx(float(exactly), abs=0.1)
 
 
+# ---- group relative policy optimization ------------------------------------------------------------------------------
+
+
+def test_group_advantages_by_hand():
+    scores = torch.tensor([[1.0, 0.0, 0.0, 0.0], [3.0, 1.0, 2.0, 2.0]])
+    std = torch.tensor([[0.5], [math.sqrt(2 / 3)]])  # over G - 1
+    away = torch.tensor([[0.75, -0.25, -0.25, -0.25], [1.0, -1.0, 0.0, 0.0]])
+    assert torch.allclose(objectives.group_advantages(scores), away / (std + 1e-4))
+    assert torch.allclose(objectives.group_advantages(scores, scale=False), away)
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0, 0.1, 1.1, -3.7e5])
+@pytest.mark.parametrize("scale", [True, False])
+def test_pitfall_std_of_a_group_of_equal_rewards(score, scale):
+    """Exactly 0, not NaN, and not the rounding of a mean of eight times 0.1, magnified by 1e4."""
+    scores = torch.tensor([[score] * 7, [0.0] * 6 + [1.0]])
+    advantages = objectives.group_advantages(scores, scale)
+    assert (advantages[0] == 0).all() and (advantages[1] != 0).all()
+    assert objectives.degenerate(scores).tolist() == [True, False]
+
+
+def test_pitfall_biased_against_unbiased_std():
+    scores = torch.tensor([[1.0, 0.0]])  # sample deviation 0.7071, population deviation 0.5
+    assert objectives.group_advantages(scores)[0, 0] == pytest.approx(0.5 / (math.sqrt(0.5) + 1e-4))
+
+
+@given(st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=9))
+def test_without_the_deviation_it_is_leave_one_out_times_a_constant(scores):
+    scores = torch.tensor([scores])
+    g = scores.shape[1]
+    left = objectives.group_advantages(scores, scale=False)
+    assert torch.allclose(left, (g - 1) / g * (scores - objectives.leave_one_out(scores)), atol=1e-5)
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match="at least two"):
+        objectives.group_advantages(torch.ones(3, 1))
+
+
+def test_token_weights_by_hand():
+    mask = torch.tensor([[True, True, True, True], [True, False, False, False], [False] * 4])
+    sequence, token, constant = (objectives.token_weights(mask, average, 10) for average in objectives.AVERAGES)
+    assert torch.allclose(sequence, torch.tensor([[1 / 12] * 4, [1 / 3, 0, 0, 0], [0.0] * 4]))
+    assert torch.allclose(token, torch.tensor([[1 / 5] * 4, [1 / 5, 0, 0, 0], [0.0] * 4]))
+    assert torch.allclose(constant, torch.tensor([[1 / 30] * 4, [1 / 30, 0, 0, 0], [0.0] * 4]))
+    assert objectives.token_weights(torch.zeros(2, 3, dtype=torch.bool)).eq(0).all()
+
+
+def test_pitfall_length_normalisation_favours_long_wrong_answers():
+    """One wrong answer of 2 tokens, one of 8: how hard is each token of them pushed down?"""
+    mask = torch.arange(8) < torch.tensor([[2], [8]])
+    per_token = {average: objectives.token_weights(mask, average, 8)[:, 0].tolist() for average in objectives.AVERAGES}
+    assert per_token["sequence"][0] == pytest.approx(4 * per_token["sequence"][1])
+    assert per_token["token"][0] == per_token["token"][1]
+    assert per_token["constant"][0] == per_token["constant"][1]
+
+
+def test_token_weights_refuse_what_they_cannot_do():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="average"):
+        objectives.token_weights(mask, "mean")
+    with pytest.raises(ValueError, match="longest"):
+        objectives.token_weights(mask, "constant")
+
+
+def test_the_ratio_of_sequences_is_the_geometric_mean_of_its_tokens_ratios():
+    new, old = torch.tensor([[-1.0, -2.0, 9.0], [0.0, 0.0, 0.0]]), torch.tensor([[-2.0, -4.0, 5.0], [0.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    ratio = (objectives.sequence_ratio(new, mask) - objectives.sequence_ratio(old, mask)).exp()
+    assert torch.allclose(ratio, torch.tensor([[math.exp(1.5)], [1.0]]))
+
+
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
