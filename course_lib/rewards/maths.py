@@ -58,20 +58,25 @@ def step_holds(step: str) -> bool:
     return left == right
 
 
+def worked_steps(text: str, marker: str = "#") -> list[str]:
+    """The steps before the marker: what stands in <<...>>, as GSM8K has it, or else what ";" and line ends part."""
+    work = text.rpartition(marker)[0]
+    return re.findall("<<(.*?)>>", work) or [step.strip() for step in re.split(r"[;\n]", work) if step.strip()]
+
+
 def maths(completion: str, answer: str, finished: bool = True, marker: str = "#", fallback: bool = False,
           steps_bonus: float = 0.0) -> dict[str, float]:
     """Points of a worked answer such as "5+8=13; 13-7=6 #6".
 
-    right answer: 1 if the final number equals `answer`, exactly.
+    right answer: 1 if the final number equals `answer`, exactly. `answer` is a number or, as in GSM8K, a worked answer.
     format: 0.1 if the text ends in the marker and one number, and the model ended it itself.
-    right steps: `steps_bonus` times the share of the steps, parted by ";" or a line, that are true equations.
+    right steps: `steps_bonus` times the share of `worked_steps` that are true equations.
     An answer that was cut off earns no point for being right: its last number may be half of one.
     """
-    want = number(str(answer))
+    want = final_answer(answer, marker) if marker in str(answer) else number(str(answer))
     if want is None:
-        raise ValueError(f"the column answer must hold a number, not {answer!r}")
-    work = completion.rpartition(marker)[0]
-    steps = [step for step in re.split(r"[;\n]", work) if step.strip()]
+        raise ValueError(f"the column answer must hold a number, or end in {marker} and one, not {answer!r}")
+    steps = worked_steps(completion, marker)
     return {
         "right answer": float(finished and final_answer(completion, marker, fallback) == want),
         "format": FORMAT_BONUS if finished and final_answer(completion, marker) is not None else 0.0,
@@ -82,8 +87,8 @@ def maths(completion: str, answer: str, finished: bool = True, marker: str = "#"
 def maths_reward(marker: str = "#", fallback: bool = False, steps_bonus: float = 0.0) -> RuleReward:
     """`maths` as a reward over the columns `answer` (the right number) and, if there, `finished`.
 
-    The steps earn nothing by default: they are shown so that a student sees right answers from wrong work, and a bonus for
-    them is an invitation to pad the work with true equations.
+    The steps earn nothing by default, because a bonus invites to replace the work by equations that are true and beside the
+    point; with a bonus, `parts` shows right answers from wrong work, and the other way round.
     """
     def parts(completion: str, answer: str, finished: bool = True) -> dict[str, float]:
         return maths(completion, answer, finished, marker, fallback, steps_bonus)
