@@ -257,6 +257,15 @@ def test_the_context_limits_each_row_by_its_own_length(tiny_tokenizer, architect
         assert again.completion_ids.equal(rollouts.completion_ids)
 
 
+def test_a_row_whose_context_is_full_stays_in_it_while_others_go_on(tiny_tokenizer):
+    """One row of five is too few to drop; its place among GPT-2's learned positions would run over their end."""
+    model = make_lm(tiny_tokenizer, "gpt2", context=16, eos_token_id=None)
+    model.generation_config.eos_token_id = tiny_tokenizer.eos_token = None
+    rollouts = sample(model, tiny_tokenizer, [[5] * 15, [7], [8], [9], [10]], max_new_tokens=8)
+    assert rollouts.completion_mask.sum(-1).tolist() == [1, 8, 8, 8, 8]
+    torch.testing.assert_close(alone(model, rollouts), rollouts.logprobs, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("text", "stop", "expected"),
     [
