@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -136,20 +137,20 @@ def exact_variances(logp: Tensor, scores: Tensor, reward: Tensor, samples: int) 
             "batch": (1 - 1 / samples) ** 2 * rloo}
 
 
-def measured_variances(agent: Agent, environment: Environment, config: ReinforceConfig, kinds: Sequence[str], batches: int,
-                       offset: float = 0.0) -> dict[str, float]:
+def measured_variances(agent: Agent, environment: Environment, config: ReinforceConfig, kinds: Sequence[str], batches: int
+                       ) -> dict[str, float]:
     """Variance of the gradient of a batch of episodes, all coordinates added up, under each kind of baseline; the policy
-    stays as it is, and all kinds see the same episodes. offset: added to all scores.
+    stays as it is, and all kinds see the same episodes.
 
     Baselines that remember have seen `batches` others before. From pairs of batches: E|g - g'|^2 / 2, which is unbiased.
+    batches: an even number.
     """
-    baselines = {kind: Baseline(ReinforceConfig(**{**vars(config), "baseline": kind})) for kind in kinds}
+    baselines = {kind: Baseline(replace(config, baseline=kind)) for kind in kinds}
     parameters = [p for p in agent.model.parameters() if p.requires_grad]
     previous: dict[str, Tensor] = {}
     total = dict.fromkeys(kinds, 0.0)
     for batch in range(2 * batches):
         episodes = play(agent, environment, count=config.count, samples=config.samples, seed=10_000 * config.seed + batch)
-        episodes.score += offset
         advantages = {kind: episodes.score - baseline(agent, episodes) for kind, baseline in baselines.items()}
         if batch < batches:
             continue
@@ -196,7 +197,7 @@ def letters_runs(offsets: Sequence[float], baselines: Sequence[str], seeds: Sequ
 
 
 def moved(reward: Callable[..., list[float]], offset: float) -> Callable[..., list[float]]:
-    """The reward plus a constant, which changes what is good relative to nothing, and what is best not at all."""
+    """The reward plus a constant: no answer becomes better or worse than another."""
     return lambda **data: [r + offset for r in reward(**data)]
 
 
@@ -243,12 +244,13 @@ def atlas_runs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds
     result: dict = {"start": quiz(model, tokenizer), "says": says(model), "runs": {}}
     with Progress("REINFORCE on the atlas", total=len(conditions) * len(seeds), unit="run") as progress:
         for name, changes in conditions.items():
-            changes = dict(changes)
-            offset, runs = changes.pop("offset", 0.0), {"gold": [], "entropy": [], "end": [], "says": []}
+            offset = changes.get("offset", 0.0)
+            settings = config | {key: value for key, value in changes.items() if key != "offset"}
+            runs: dict[str, list] = {"gold": [], "entropy": [], "end": [], "says": []}
             for seed in seeds:
                 policy = copy.deepcopy(model)
                 history = train(LMAgent(policy, tokenizer, max_new_tokens=32), atlas_environment(moved(atlas_gold, offset)),
-                                ReinforceConfig(seed=seed, **{**config, **changes}), label=f"{name}, seed {seed}")
+                                ReinforceConfig(seed=seed, **settings), label=f"{name}, seed {seed}")
                 runs["gold"].append([e["reward"] - offset for e in history])
                 runs["entropy"].append([e["entropy"] for e in history])
                 runs["end"].append(quiz(policy, tokenizer))
@@ -260,18 +262,23 @@ def atlas_runs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds
 
 
 def atlas_variances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], kinds: Sequence[str],
-                    offsets: Sequence[float], batches: int, count: int, samples: int) -> dict:
-    """C12: variance of the gradient under each baseline on the atlas, the policy as it is: {offset: {kind: [seed]}}."""
-    agent, result = LMAgent(model, tokenizer, max_new_tokens=32), {}
-    with Progress("variance of the gradient", total=len(seeds) * len(offsets), unit="run") as progress:
-        for offset in offsets:
-            rows: dict[str, list] = {kind: [] for kind in kinds}
+                    batches: int, **config) -> dict:
+    """C12: variance of the gradient on the atlas under each baseline, at the start and after a run with leave-one-out.
+
+    Returns {score: [mean at the start, at the end], before: {kind: [seed]}, after: ...}; the seeds are those of the batches.
+    """
+    policy, kept = copy.deepcopy(model), ReinforceConfig(**config)
+    history = train(LMAgent(policy, tokenizer, max_new_tokens=32), atlas_environment(), kept, label="a trained policy")
+    result: dict = {"score": [history[0]["reward"], sum(e["reward"] for e in history[-5:]) / 5]}
+    with Progress("variance of the gradient", total=2 * len(seeds), unit="run") as progress:
+        for name, speaker in (("before", model), ("after", policy)):
+            agent, rows = LMAgent(speaker, tokenizer, max_new_tokens=32), {kind: [] for kind in kinds}
             for seed in seeds:
-                config = ReinforceConfig(count=count, samples=samples, seed=seed)
-                for kind, value in measured_variances(agent, atlas_environment(), config, kinds, batches, offset).items():
+                varied = replace(kept, seed=seed + 1)  # other batches than those of training
+                for kind, value in measured_variances(agent, atlas_environment(), varied, kinds, batches).items():
                     rows[kind].append(value)
                 progress.update()
-            result[str(offset)] = rows
+            result[name] = rows
     return result
 
 
