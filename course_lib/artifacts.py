@@ -68,6 +68,37 @@ SIZES = {
         "smoke": dict(world="functions", examples=16, wrong=0.55, epochs=1, lr=1e-3, seed=0),
         "seconds": 10,
     },
+    "reinforce_letters": {
+        "full": dict(offsets=[-3.0, 0.0, 3.0], baselines=["none", "running", "rloo"], seeds=list(range(20)), steps=120,
+                     samples=4, lr=0.1),
+        "smoke": dict(offsets=[0.0, 3.0], baselines=["none", "running", "rloo"], seeds=[0, 1], steps=4, samples=4, lr=0.1),
+        "seconds": 20,
+    },
+    "reinforce_example": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], steps=12, samples=16, lr=2e-4),
+        "smoke": dict(seeds=[0, 1], steps=2, samples=4, lr=2e-4),
+        "seconds": 20,
+    },
+    "reinforce_atlas": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], steps=20, count=8, samples=4, lr=5e-4, conditions={
+            "leave-one-out": dict(baseline="rloo"),
+            "none": dict(baseline="none"),
+            "none, rewards + 5": dict(baseline="none", offset=5.0),
+            "none, rewards - 5": dict(baseline="none", offset=-5.0),
+            "leave-one-out, fast": dict(baseline="rloo", lr=2e-3),
+            "none, rewards - 5, fast": dict(baseline="none", offset=-5.0, lr=2e-3)}),
+        "smoke": dict(seeds=[0, 1], steps=2, count=2, samples=2, lr=5e-4, conditions={
+            "leave-one-out": dict(baseline="rloo"),
+            "none, rewards - 5": dict(baseline="none", offset=-5.0)}),
+        "seconds": 150,
+    },
+    "reinforce_variance": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], kinds=["none", "batch", "learned", "rloo"], batches=6, steps=20, count=8,
+                     samples=4, lr=5e-4),
+        "smoke": dict(seeds=[0, 1], kinds=["none", "batch", "learned", "rloo"], batches=2, steps=2, count=2, samples=2,
+                      lr=5e-4),
+        "seconds": 40,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -78,6 +109,11 @@ SFT_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.experiments.sft", "c
             "course_lib.rewards.rubric")
 POLICY_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.worlds.people", "course_lib.experiments.preferences:imitate")
 START_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.experiments.starts:flawed,miscoded,lessons,start")
+REINFORCE_CODE = ("course_lib.algorithms.training", "course_lib.lm.enumerate", "course_lib.lm.sampling:draw_tokens,uniforms",
+                  "course_lib.objectives:leave_one_out,policy_gradient_loss,sequence_logprob", "course_lib.rewards.rubric",
+                  "course_lib.exact:TableLM,sequences", "course_lib.environments:LMAgent,Questions,Letters,TableAgent,play",
+                  "course_lib.algorithms.reinforce:Baseline,accumulate,adam,learning_rate,train", "course_lib.worlds.people",
+                  "course_lib.experiments.preferences:prompts", "course_lib.experiments.reinforce")
 STARTS = ("sums_start", "sums_weak", "functions_start")
 
 
@@ -103,9 +139,10 @@ def result(name: str) -> dict:
 
 def recipe(name: str) -> Recipe:
     """How the artifact `name` is made. Raises KeyError for a name that is not in `names()`."""
-    needs = () if name == "base" else (recipe("base"),)
+    above = () if name in ("base", "reinforce_letters") else ("policy_sft" if name.startswith("reinforce") else "base",)
+    needs = tuple(map(recipe, above))
     code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE,
-            **dict.fromkeys(STARTS, START_CODE)}.get(name, SFT_CODE)
+            **dict.fromkeys(STARTS, START_CODE)}.get(name, REINFORCE_CODE if name.startswith("reinforce") else SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
 
@@ -177,5 +214,22 @@ def _study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
+def _reinforce_study(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments import reinforce
+        from course_lib.lm.model import load_lm
+
+        numbers = {
+            "reinforce_letters": lambda: reinforce.letters_runs(**size(name)),
+            "reinforce_example": lambda: reinforce.examples(*load_lm("policy_sft"), **size(name)),
+            "reinforce_atlas": lambda: reinforce.atlas_runs(*load_lm("policy_sft"), **size(name)),
+            "reinforce_variance": lambda: reinforce.atlas_variances(*load_lm("policy_sft"), **size(name)),
+        }[name]()
+        save_json(folder / "result.json", numbers)
+
+    return build
+
+
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, **{name: _start(name) for name in STARTS}}
-_BUILD |= {name: _study(name) for name in SIZES if name not in MODELS}
+_BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
+_BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

@@ -306,3 +306,9 @@ def two_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed
     rows = [{"prompt": [{"role": "user", "content": question}], "city": sf.city}]
     history = train(LMAgent(policy, tokenizer, max_new_tokens=32), Questions(rows, atlas_gold), config, watch=look)
     return {name: [e[name] for e in history if name in e] for name in ("A1", "A2", "reward")}
+
+
+def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], **config) -> dict[str, list]:
+    """C11 on the lecture's example, over seeds: {A1: [seed][step], A2: ..., reward: ...}."""
+    runs = [two_answers(model, tokenizer, seed, **config) for seed in seeds]
+    return {name: [run[name] for run in runs] for name in runs[0]}
