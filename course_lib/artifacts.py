@@ -85,8 +85,9 @@ SIZES = {
             "none": dict(baseline="none"),
             "none, rewards + 5": dict(baseline="none", offset=5.0),
             "none, rewards - 5": dict(baseline="none", offset=-5.0),
-            "leave-one-out, fast": dict(baseline="rloo", lr=2e-3),
-            "none, rewards - 5, fast": dict(baseline="none", offset=-5.0, lr=2e-3)}),
+            "leave-one-out, twice as fast": dict(baseline="rloo", lr=1e-3),
+            "none, rewards - 5, twice as fast": dict(baseline="none", offset=-5.0, lr=1e-3),
+            "leave-one-out, 4 x as fast": dict(baseline="rloo", lr=2e-3)}),
         "smoke": dict(seeds=[0, 1], steps=2, count=2, samples=2, lr=5e-4, conditions={
             "leave-one-out": dict(baseline="rloo"),
             "none, rewards - 5": dict(baseline="none", offset=-5.0)}),

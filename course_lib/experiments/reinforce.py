@@ -222,9 +222,8 @@ def atlas_environment(reward: Callable[..., list[float]] = atlas_gold, questions
 
 
 def collapsed(start: dict[str, float], end: dict[str, float]) -> bool:
-    """Whether a run has ended in a worse place than it began: its gold reward is a whole point lower, or most of its answers
-    have no end."""
-    return end["gold"] < start["gold"] - 1 or end["finished"] < 0.5
+    """Whether a run has undone more than it learnt: the gold reward of its answers is lower than at the start."""
+    return end["gold"] < start["gold"]
 
 
 def atlas_runs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], conditions: dict[str, dict],
