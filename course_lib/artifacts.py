@@ -114,7 +114,9 @@ REINFORCE_CODE = ("course_lib.algorithms.training", "course_lib.lm.enumerate", "
                   "course_lib.objectives:leave_one_out,policy_gradient_loss,sequence_logprob", "course_lib.rewards.rubric",
                   "course_lib.exact:TableLM,sequences", "course_lib.environments:LMAgent,Questions,Letters,TableAgent,play",
                   "course_lib.algorithms.reinforce:Baseline,accumulate,adam,learning_rate,train", "course_lib.worlds.people",
-                  "course_lib.experiments.preferences:prompts", "course_lib.experiments.reinforce")
+                  "course_lib.experiments.preferences:prompts",
+                  "course_lib.experiments.reinforce:LETTERS,LENGTH,letters_reward,letters_runs,two_answers,examples,moved,quiz,"
+                  "atlas_environment,atlas_runs,measured_variances,atlas_variances")
 STARTS = ("sums_start", "sums_weak", "functions_start")
 
 
