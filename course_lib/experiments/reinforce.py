@@ -23,7 +23,8 @@ from course_lib.progress import Progress
 from course_lib.rewards.gold import atlas_gold
 from course_lib.worlds import atlas
 
-LETTERS, LENGTH = 3, 3  # of the enumerable language model: 40 sequences
+LETTERS = 3  # of the enumerable language model,
+LENGTH = 3   # which has 40 sequences
 
 
 def letters_reward(texts: Sequence[str]) -> Tensor:
