@@ -421,3 +421,47 @@ def dpo_kto(p: PairLogprobs, beta: float) -> Tensor:
 DPO_LOSSES = {"sigmoid": dpo_sigmoid, "smoothed": dpo_smoothed, "robust": dpo_robust, "ipo": dpo_ipo, "hinge": dpo_hinge,
               "simpo": dpo_simpo, "orpo": dpo_orpo, "kto": dpo_kto}
 REFERENCE_FREE = ("simpo", "orpo")
+# ---- preferences -----------------------------------------------------------------------------------------------------
+# A reward model gives each answer one number r; only differences between answers to the same prompt mean something.
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, smoothing: float = 0.0) -> Tensor:
+    """-ln sigma(r_w - r_l) of each comparison: minus the log-likelihood of Bradley and Terry (1952), the deck's J_RM.
+
+    chosen, rejected: (P,) rewards of winners and losers. margin: the winner is to lead by so much (Touvron et al. 2023,
+    equation 2). smoothing: the share of labels that are believed to be wrong; (1 - s) of the loss is for the label, s for
+    its opposite (Mitchell 2023, conservative). Returns (P,) float32, in nats.
+    """
+    lead = (chosen - rejected).float() - margin
+    return -(1 - smoothing) * F.logsigmoid(lead) - smoothing * F.logsigmoid(-lead)
+
+
+def plackett_luce(rewards: Tensor) -> Tensor:
+    """-ln P(ranking) when the best is chosen first, with probability softmax(r), then the best of the rest, and so on
+    (Plackett 1975; Luce 1959). For two answers this is `bradley_terry`.
+
+    rewards: (B, K), each row from the best to the worst answer. Returns (B,) float32, in nats.
+    """
+    rewards = rewards.float()
+    rest = rewards.flip(-1).logcumsumexp(-1).flip(-1)  # (B, K) ln of the sum over what is still to be chosen from
+    return (rest - rewards).sum(-1)
+
+
+def reliability(confidence: Tensor, hit: Tensor, bins: int = 10) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions grouped by their confidence into equally wide bins from its lowest possible value, 1/2, to 1.
+
+    confidence: (N,) probability of the answer that is predicted to win, in [1/2, 1]; hit: (N,) whether it did, or the
+    probability that it does. Returns mean confidence, mean hit (NaN in an empty bin) and count, (bins,) each.
+    """
+    edges = torch.linspace(0.5, 1, bins + 1, dtype=torch.float64, device=confidence.device)[1:-1]
+    index = torch.bucketize(confidence.double(), edges, right=True)
+    count, said, seen = (torch.zeros(bins, dtype=torch.float64, device=confidence.device).index_add(0, index, v.double())
+                         for v in (torch.ones_like(confidence), confidence, hit))
+    return said / count, seen / count, count
+
+
+def expected_calibration_error(confidence: Tensor, hit: Tensor, bins: int = 10) -> float:
+    """Mean over predictions of |confidence - share of hits| of their bin (Guo et al. 2017, equation 3); arguments as in
+    `reliability`."""
+    said, seen, count = reliability(confidence, hit, bins)
+    return float(((said - seen).abs() * count).nansum() / count.sum())
