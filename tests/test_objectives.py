@@ -428,3 +428,70 @@ def test_pass_at_k_is_unbiased_and_the_plug_in_estimate_is_not():
 def test_pass_at_k_refuses_impossible_counts(n, c, k):
     with pytest.raises(ValueError, match="pass@k"):
         objectives.pass_at_k(n, c, k)
+
+
+# ---- preferences -----------------------------------------------------------------------------------------------------
+
+
+def test_bradley_terry_by_hand():
+    chosen, rejected = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
+    expected = [-math.log(1 / (1 + math.exp(-1))), -math.log(1 / (1 + math.exp(2)))]
+    assert objectives.bradley_terry(chosen, rejected).tolist() == pytest.approx(expected)
+    assert objectives.bradley_terry(chosen, chosen).tolist() == pytest.approx([math.log(2)] * 2)
+
+
+def test_bradley_terry_pulls_each_pair_by_the_probability_it_gets_wrong():
+    """d loss / d r_w = -sigma(r_l - r_w), and the opposite for the loser: only differences count."""
+    chosen, rejected = torch.tensor([1.0, -3.0], requires_grad=True), torch.tensor([0.5, 2.0], requires_grad=True)
+    objectives.bradley_terry(chosen, rejected).sum().backward()
+    wrong = torch.sigmoid(rejected - chosen).detach()
+    assert torch.allclose(chosen.grad, -wrong) and torch.allclose(rejected.grad, wrong)
+    moved = objectives.bradley_terry(chosen + 7, rejected + 7)
+    assert torch.allclose(moved, objectives.bradley_terry(chosen, rejected), atol=1e-5)
+
+
+def test_bradley_terry_is_finite_for_hopeless_pairs_and_half_precision():
+    loss = objectives.bradley_terry(torch.tensor([-300.0]).bfloat16(), torch.tensor([300.0]).bfloat16())
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(600)
+
+
+def test_margin_and_smoothing():
+    chosen, rejected = torch.tensor([1.0]), torch.tensor([0.0])
+    wide = objectives.bradley_terry(chosen, rejected, margin=2.0)
+    assert wide.item() == pytest.approx(math.log(1 + math.exp(1)))
+    lead = torch.tensor([3.0], requires_grad=True)  # with smoothing the best lead is finite: logit of 1 - s
+    objectives.bradley_terry(lead, torch.zeros(1), smoothing=0.1).backward()
+    assert lead.grad.item() > 0
+    at_best = torch.tensor([math.log(9)], requires_grad=True)
+    objectives.bradley_terry(at_best, torch.zeros(1), smoothing=0.1).backward()
+    assert at_best.grad.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_plackett_luce_sums_to_one_over_all_rankings():
+    rewards = torch.tensor([0.3, -1.0, 2.0, 0.0])
+    rows = torch.stack([rewards[list(order)] for order in itertools.permutations(range(4))])
+    assert float((-objectives.plackett_luce(rows)).exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_plackett_luce_of_two_is_bradley_terry_and_of_three_by_hand():
+    pair = torch.tensor([[1.5, -0.5]])
+    assert torch.allclose(objectives.plackett_luce(pair), objectives.bradley_terry(pair[:, 0], pair[:, 1]))
+    a, b, c = (math.exp(r) for r in (1.0, 0.0, -1.0))
+    expected = -math.log(a / (a + b + c) * b / (b + c))
+    assert float(objectives.plackett_luce(torch.tensor([[1.0, 0.0, -1.0]]))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_reliability_groups_by_confidence():
+    confidence, hit = torch.tensor([0.52, 0.58, 0.97, 1.0]), torch.tensor([1.0, 0.0, 1.0, 1.0])
+    said, seen, count = objectives.reliability(confidence, hit, bins=5)
+    assert count.tolist() == [2, 0, 0, 0, 2]
+    assert said[[0, 4]].tolist() == pytest.approx([0.55, 0.985]) and seen[[0, 4]].tolist() == pytest.approx([0.5, 1.0])
+    assert seen[1].isnan()
+    error = objectives.expected_calibration_error(confidence, hit, bins=5)
+    assert error == pytest.approx((2 * 0.05 + 2 * 0.015) / 4)
+
+
+def test_a_calibrated_judge_has_no_calibration_error_and_an_overconfident_one_has():
+    p = torch.linspace(0.5, 1, 1001)
+    assert objectives.expected_calibration_error(p, p) == pytest.approx(0, abs=1e-6)
+    assert objectives.expected_calibration_error(torch.ones(1001), p) == pytest.approx(0.25, abs=1e-3)

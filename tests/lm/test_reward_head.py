@@ -74,14 +74,14 @@ def test_the_reward_is_the_head_on_the_last_real_hidden_state(tiny_lm):
     model = model_on(tiny_lm[0], "last")
     for row in rows_of(tiny_lm[1]):
         hidden = model.backbone(input_ids=torch.tensor([row.ids])).last_hidden_state[0, -1]
-        assert float(model(*collate([row], "cpu"))) == pytest.approx(float(hidden @ model.head.weight[0]), abs=1e-5)
+        assert model(*collate([row], "cpu")).item() == pytest.approx((hidden @ model.head.weight[0]).item(), abs=1e-5)
 
 
 def test_mean_pooling_is_over_the_answer_alone(tiny_lm):
     model = model_on(tiny_lm[0], "mean")
     (row,) = rows_of(tiny_lm[1], ["SF is in CA"])
     hidden = model.backbone(input_ids=torch.tensor([row.ids])).last_hidden_state[0, row.start :].mean(0)
-    assert float(model(*collate([row], "cpu"))) == pytest.approx(float(hidden @ model.head.weight[0]), abs=1e-5)
+    assert model(*collate([row], "cpu")).item() == pytest.approx((hidden @ model.head.weight[0]).item(), abs=1e-5)
 
 
 def test_pitfall_22_a_row_without_an_answer_is_an_error_not_nan(model):
