@@ -349,6 +349,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not (0 <= correct <= samples and 1 <= k <= samples):
         raise ValueError(f"pass@k needs 0 <= correct <= samples and 1 <= k <= samples, got {correct}, {samples} and k {k}")
     return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
 # ---- direct preference optimization ----------------------------------------------------------------------------------
 # B pairs of a winning answer y_w and a losing one y_l to the same prompt.
 
