@@ -39,6 +39,21 @@ def test_import_is_cheap():
     assert output(f"import sys, course_lib.cli; print({heavy} & set(sys.modules))") == "set()"
 
 
+NEW_IN_IPYWIDGETS_8 = {"ColorsInput", "DatetimePicker", "FloatsInput", "IntsInput", "NaiveDatetimePicker", "Stack",
+                       "TagsInput", "TimePicker"}
+
+
+def test_pitfall_widgets_are_those_that_ipywidgets_7_and_8_both_have():
+    """Colab has 7.7: newer widgets and the argument `titles` are not there."""
+    for name, text in tracked():
+        if name.endswith(".py") and "ipywidgets" in text and name.startswith(("course_lib/", "notebooks/src/")):
+            nodes = list(ast.walk(ast.parse(text)))
+            used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+            used |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+            used |= {node.arg for node in nodes if isinstance(node, ast.keyword)}
+            assert not used & (NEW_IN_IPYWIDGETS_8 | {"titles"}), name
+
+
 @pytest.mark.parametrize("name", FIRST_FILES)
 def test_first_files_parse_on_old_python_and_need_no_package(name):
     source = (ROOT / "course_lib" / name).read_text(encoding="utf-8")
