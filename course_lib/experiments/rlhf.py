@@ -68,7 +68,7 @@ def kl_estimates(policy: exact.TableLM, reference: exact.TableLM) -> dict[str, d
 
 
 @torch.no_grad()
-def _distance(model: exact.TableLM, best: Tensor) -> dict:
+def _distance(model: exact.TableLM, best: Tensor, step: int) -> dict:
     return {"tv": float(exact.total_variation(model(), best))}
 
 
