@@ -10,6 +10,8 @@ from course_lib import smoke
 from course_lib.store import Recipe, get, load_json, save_json
 
 MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_start")
+TIGHT = dict(steps=45, count=12, samples=4, lr=3e-4)  # against a reward model: as fast as the KL may still be followed
+BRIEF = dict(steps=2, count=2, samples=2, lr=3e-4)
 SIZES = {
     "base": {
         "full": dict(shape="base", documents=28_000, vocab_size=1536, held_out_documents=200, batch_size=16, lr=6e-3),
@@ -100,6 +102,44 @@ SIZES = {
                       lr=5e-4),
         "seconds": 40,
     },
+    "rlhf_optimum": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], steps=200, samples=256, lr=0.1, beta=0.5, evaluations=20),
+        "smoke": dict(seeds=[0, 1], steps=4, samples=16, lr=0.1, beta=0.5, evaluations=2),
+        "seconds": 8,
+    },
+    "rlhf_rewards": {
+        "full": dict(few=dict(seeds=[0, 1, 2, 3, 4], labels=1000), many=dict(seeds=[0, 1, 2], labels=3000),
+                     questions=600, each=4, epochs=3, lr=1e-3),
+        "smoke": dict(few=dict(seeds=[0, 1], labels=8), many=dict(seeds=[0, 1], labels=16), questions=8, each=4, epochs=1,
+                      lr=1e-3),
+        "seconds": 80,
+    },
+    "rlhf_hacking": {
+        "full": dict(TIGHT, conditions={"beta 0": dict(seeds=[0, 1, 2, 3, 4], beta=0.0),
+                                        "gold itself": dict(seeds=[0, 1, 2], beta=0.0, proxy="gold")}),
+        "smoke": dict(BRIEF, conditions={"beta 0": dict(seeds=[0, 1], beta=0.0),
+                                         "gold itself": dict(seeds=[0, 1], beta=0.0, proxy="gold")}),
+        "seconds": 130,
+    },
+    "rlhf_beta": {
+        "full": dict(TIGHT, conditions={"beta 0.1": dict(seeds=[0, 1, 2], beta=0.1),
+                                        "beta 0.3": dict(seeds=[0, 1, 2, 3, 4], beta=0.3)}),
+        "smoke": dict(BRIEF, conditions={"beta 0.1": dict(seeds=[0, 1], beta=0.1),
+                                         "beta 0.3": dict(seeds=[0, 1], beta=0.3)}),
+        "seconds": 130,
+    },
+    "rlhf_mitigation": {
+        "full": dict(TIGHT, conditions={"more labels": dict(seeds=[0, 1, 2], beta=0.0, proxy="many"),
+                                        "minimum of 5": dict(seeds=[0, 1, 2], beta=0.0, proxy="minimum")}),
+        "smoke": dict(BRIEF, conditions={"more labels": dict(seeds=[0, 1], beta=0.0, proxy="many"),
+                                         "minimum of 5": dict(seeds=[0, 1], beta=0.0, proxy="minimum")}),
+        "seconds": 100,
+    },
+    "rlhf_best_of": {
+        "full": dict(questions=64, each=128),
+        "smoke": dict(questions=4, each=4),
+        "seconds": 30,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -117,6 +157,15 @@ REINFORCE_CODE = ("course_lib.algorithms.training", "course_lib.lm.enumerate", "
                   "course_lib.experiments.preferences:prompts",
                   "course_lib.experiments.reinforce:LETTERS,LENGTH,letters_reward,letters_runs,two_answers,examples,moved,quiz,"
                   "atlas_environment,atlas_runs,measured_variances,atlas_variances")
+RLHF_CODE = ("course_lib.algorithms.training", "course_lib.lm.sampling:draw_tokens,uniforms", "course_lib.lm.reward_head",
+             "course_lib.objectives:leave_one_out,policy_gradient_loss,sequence_logprob,k1,k2,k3,kl_penalised,kl_loss,"
+             "best_of_n,best_of_n_kl,bradley_terry",
+             "course_lib.exact:TableLM,sequences,optimum,total_variation", "course_lib.rewards.rubric",
+             "course_lib.environments:LMAgent,Questions,Letters,TableAgent,play", "course_lib.algorithms.rlhf",
+             "course_lib.algorithms.reinforce:Baseline,accumulate,adam,learning_rate", "course_lib.algorithms.reward_model",
+             "course_lib.rewards.learned", "course_lib.annotators:Annotator,gumbel", "course_lib.worlds.people",
+             "course_lib.experiments.preferences:prompts",
+             "course_lib.experiments.rlhf:TOKENS,to_the_optimum,pool,comparisons,weak_rewards,Watched,optimise,hacking,best_of")
 STARTS = ("sums_start", "sums_weak", "functions_start")
 
 
@@ -143,9 +192,11 @@ def result(name: str) -> dict:
 def recipe(name: str) -> Recipe:
     """How the artifact `name` is made. Raises KeyError for a name that is not in `names()`."""
     above = () if name in ("base", "reinforce_letters") else ("policy_sft" if name.startswith("reinforce") else "base",)
+    if name.startswith("rlhf"):
+        above = {"rlhf_optimum": (), "rlhf_rewards": ("policy_sft",)}.get(name, ("policy_sft", "rlhf_rewards"))
     needs = tuple(map(recipe, above))
     code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE,
-            **dict.fromkeys(STARTS, START_CODE)}.get(name, REINFORCE_CODE if name.startswith("reinforce") else SFT_CODE)
+            **dict.fromkeys(STARTS, START_CODE)}.get(name, REINFORCE_CODE if name.startswith("reinforce") else RLHF_CODE if name.startswith("rlhf") else SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
 
@@ -233,6 +284,24 @@ def _reinforce_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
+def _rlhf_study(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments import rlhf
+        from course_lib.lm.model import load_lm
+
+        if name == "rlhf_optimum":
+            numbers = rlhf.to_the_optimum(**size(name))
+        elif name == "rlhf_rewards":
+            numbers = rlhf.reward_models(folder, *load_lm("policy_sft"), **size(name))
+        else:
+            study = rlhf.best_of if name == "rlhf_best_of" else rlhf.hacking
+            numbers = study(*load_lm("policy_sft"), rlhf.load_rewards(get("rlhf_rewards")), **size(name))
+        save_json(folder / "result.json", numbers)
+
+    return build
+
+
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
+_BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

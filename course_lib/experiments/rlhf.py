@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from course_lib.algorithms.rlhf import RLHFConfig, frozen
 from course_lib.annotators import Annotator
 from course_lib.environments import Letters, LMAgent, Questions, TableAgent
 from course_lib.experiments.preferences import prompts
-from course_lib.lm.reward_head import RewardModel, encode_answer
+from course_lib.lm.reward_head import RewardModel, encode_answer, load_reward_model
 from course_lib.lm.sampling import Rollouts
 from course_lib.objectives import KL_ESTIMATORS, best_of_n, best_of_n_kl
 from course_lib.progress import Progress
@@ -122,21 +123,56 @@ def comparisons(rows: Sequence[dict], texts: Sequence[str], count: int, seed: in
     return told
 
 
-def weak_rewards(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], labels: int,
-                 questions: int, each: int, layers: int = 1, epochs: int = 4, lr: float = 1e-3) -> list[RewardModel]:
-    """A reward model a seed: the first layers of the policy and a head, trained on the seed's own comparisons, and whitened
-    on the pool, so that its unit is the standard deviation of the answers before any RL."""
-    rows, said = pool(policy, tokenizer, questions, each)
+def weak_rewards(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], said: Rollouts,
+                 seeds: Sequence[int], labels: int, epochs: int, lr: float) -> list[RewardModel]:
+    """A reward model a seed: the first layer of the policy and a head, trained on the seed's own comparisons, and whitened on
+    the pool, so that its unit is the standard deviation of the answers before any RL."""
+    each, models = len(said.texts) // len(rows), []
     coded = [encode_answer(tokenizer, rows[i // each]["prompt"], text, done or not text)
              for i, (text, done) in enumerate(zip(said.texts, said.finished.tolist()))]
-    models = []
     for seed in seeds:
-        model = RewardModel.on(policy, layers=layers, pooling="mean", seed=seed)
-        data = comparisons(rows, said.texts, labels, seed)
-        reward_model.train(model, tokenizer, data, RewardConfig(epochs=epochs, lr=lr, seed=seed))
+        model = RewardModel.on(policy, layers=1, pooling="mean", seed=seed)
+        reward_model.train(model, tokenizer, comparisons(rows, said.texts, labels, seed),
+                           RewardConfig(epochs=epochs, lr=lr, seed=seed))
         model.whiten(model.score(coded))
         models.append(model)
     return models
+
+
+def reward_models(folder: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, few: dict, many: dict,
+                  questions: int, each: int, epochs: int, lr: float) -> dict:
+    """Train and save two sets of reward models, on few and on many comparisons: `load_rewards` finds them again.
+
+    Returns {few, many: the share of gold's own order that each model predicts, on pairs of a pool of its own}.
+    """
+    rows, said = pool(policy, tokenizer, questions, each)
+    unseen, others = pool(policy, tokenizer, max(questions // 4, 2), each, seed=2)
+    numbers: dict = {}
+    for name, config in (("few", few), ("many", many)):
+        models = weak_rewards(policy, tokenizer, rows, said, epochs=epochs, lr=lr, **config)
+        numbers[name] = [agreement(LearnedReward(model, tokenizer), unseen, others) for model in models]
+        for i, model in enumerate(models):
+            model.save(folder / f"{name}-{i}", tokenizer)
+    return numbers
+
+
+def load_rewards(folder: Path) -> dict[str, list[RewardModel]]:
+    """{few, many: [model, ...]} as `reward_models` saved them."""
+    return {name: [load_reward_model(path)[0] for path in sorted(folder.glob(f"{name}-*"))] for name in ("few", "many")}
+
+
+def agreement(proxy: Reward, rows: Sequence[dict], said: Rollouts) -> float:
+    """The share of pairs of answers to one question, unequal in gold, that the proxy orders as gold does; ties count half,
+    and so does a pool without such a pair."""
+    each = len(said.texts) // len(rows)
+    many = [row for row in rows for _ in range(each)]
+    asked, cities = [row["prompt"] for row in many], [row["city"] for row in many]
+    columns = dict(prompts=asked, completions=said.texts, city=cities, finished=said.finished.tolist())
+    r, g = (torch.tensor(reward(**columns)).view(len(rows), each) for reward in (proxy, atlas_gold))
+    i, j = torch.combinations(torch.arange(each)).T
+    apart = g[:, i] != g[:, j]
+    lead = ((r[:, i] - r[:, j]) * (g[:, i] - g[:, j]).sign())[apart]
+    return float((lead.sign() + 1).mean() / 2) if len(lead) else 0.5
 
 
 class Watched:
@@ -175,20 +211,33 @@ def optimise(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, proxy:
     return model, run | {"gold": watched.gold, "first": first, "last": watched.said}
 
 
-def sweep(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-          runs: Sequence[tuple[str, Reward, RLHFConfig]]) -> dict[str, list[dict]]:
-    """Several runs, by name; the runs of one name are its seeds, in order."""
-    result: dict[str, list[dict]] = {}
-    with Progress("RLHF", total=len(runs), unit="run") as progress:
-        for name, proxy, config in runs:
-            result.setdefault(name, []).append(optimise(policy, tokenizer, proxy, config, label=name)[1])
-            progress.update()
+def hacking(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rewards: dict[str, list[RewardModel]],
+            conditions: dict[str, dict], **config) -> dict[str, list[dict]]:
+    """Runs of RLHF against learned rewards, and what gold says: {condition: [run of each seed, as in `optimise`]}.
+
+    conditions: name -> {seeds, beta, proxy}. The proxy is "few" (the default) or "many": the seed's own reward model, by the
+    number of its labels; "minimum": of all that learnt from few; or "gold": the control.
+    """
+    choose = {
+        "few": lambda seed: LearnedReward(rewards["few"][seed], tokenizer),
+        "many": lambda seed: LearnedReward(rewards["many"][seed], tokenizer),
+        "minimum": lambda seed: LearnedReward(rewards["few"], tokenizer, combine="min"),
+        "gold": lambda seed: atlas_gold,
+    }
+    result: dict[str, list[dict]] = {name: [] for name in conditions}
+    with Progress("RLHF", total=sum(len(condition["seeds"]) for condition in conditions.values()), unit="run") as progress:
+        for name, condition in conditions.items():
+            for seed in condition["seeds"]:
+                settings = RLHFConfig(seed=seed, beta=condition["beta"], final_lr=1.0, **config)
+                proxy = choose[condition.get("proxy", "few")](seed)
+                result[name].append(optimise(policy, tokenizer, proxy, settings, label=f"{name}, seed {seed}")[1])
+                progress.update()
     return result
 
 
-def best_of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, models: Sequence[RewardModel], questions: int,
-            each: int) -> dict:
-    """The best of n by each reward model, n = 1, 2, 4, ... `each`, from the same answers.
+def best_of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rewards: dict[str, list[RewardModel]],
+            questions: int, each: int) -> dict:
+    """The best of n by each of the reward models that learnt from few comparisons, n = 1, 2, 4, ... `each`, from the same answers.
 
     Returns {n: [...], kl: [...] the bound in nats, proxy, gold: [model][n]}.
     """
@@ -198,7 +247,7 @@ def best_of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, models:
     gold = torch.tensor(atlas_gold(prompts=asked, completions=said.texts, city=cities)).view(questions, each)
     counts = [2**i for i in range(each.bit_length()) if 2**i <= each]
     result: dict = {"n": counts, "kl": [best_of_n_kl(n) for n in counts], "proxy": [], "gold": []}
-    for model in models:
+    for model in rewards["few"]:
         proxy = LearnedReward(model, tokenizer).each(asked, said.texts, said.finished.tolist())[0].view(questions, each)
         result["proxy"].append([float(best_of_n(proxy, proxy, n).mean()) for n in counts])
         result["gold"].append([float(best_of_n(proxy, gold, n).mean()) for n in counts])

@@ -161,7 +161,7 @@ BetaSlider(small.texts(), reference().exp(), rewards, beta=BETA, trained=trained
 # (as in GRPO) as a term of the loss, token by token:
 
 # %%
-c20 = artifacts.result("kl_optimum")
+c20 = artifacts.result("rlhf_optimum")
 fig, ax = plots.subplots()
 names = {"reward": "k1 in the reward", "k2": "k2 in the loss, by token", "k3": "k3 in the loss, by token"}
 for penalty, name in names.items():
