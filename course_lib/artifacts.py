@@ -196,7 +196,8 @@ def recipe(name: str) -> Recipe:
         above = {"rlhf_optimum": (), "rlhf_rewards": ("policy_sft",)}.get(name, ("policy_sft", "rlhf_rewards"))
     needs = tuple(map(recipe, above))
     code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE,
-            **dict.fromkeys(STARTS, START_CODE)}.get(name, REINFORCE_CODE if name.startswith("reinforce") else RLHF_CODE if name.startswith("rlhf") else SFT_CODE)
+            **dict.fromkeys(STARTS, START_CODE)}.get(name)
+    code = code or {"reinforce": REINFORCE_CODE, "rlhf": RLHF_CODE}.get(name.split("_")[0], SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
 

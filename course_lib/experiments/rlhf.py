@@ -162,8 +162,8 @@ def load_rewards(folder: Path) -> dict[str, list[RewardModel]]:
 
 
 def agreement(proxy: Reward, rows: Sequence[dict], said: Rollouts) -> float:
-    """The share of pairs of answers to one question, unequal in gold, that the proxy orders as gold does; ties count half,
-    and so does a pool without such a pair."""
+    """Which share of the pairs of answers to one question, unequal in gold, the proxy orders as gold does. Ties count
+    half, and a pool without such a pair gives 0.5."""
     each = len(said.texts) // len(rows)
     many = [row for row in rows for _ in range(each)]
     asked, cities = [row["prompt"] for row in many], [row["city"] for row in many]

@@ -173,7 +173,7 @@ ax.set_xlabel("steps")
 ax.set_ylabel("total variation from $p^*$")
 ax.legend()
 ends = {penalty: [run[-1] for run in c20["tv"][penalty]] for penalty in names}
-plots.finish(fig, f"With the KL in the reward the policy reaches the closed form: total variation {told(ends['reward'], '{:.4f}')}, "
+plots.finish(fig, f"With the KL in the reward the policy reaches the closed form: total variation "
                   f"at most {max(ends['reward']):.4f} in {len(ends['reward'])} seeds. With the KL in the loss, token by "
                   f"token, it ends elsewhere: {told(ends['k2'], '{:.2f}')} for k2, {told(ends['k3'], '{:.2f}')} for k3.")
 
