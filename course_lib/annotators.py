@@ -84,17 +84,19 @@ def people(count: int, seed: int, *, offset: float = 0.0, spread: float = 0.0, *
             for _ in range(count)]
 
 
+def majority(a: str, b: str, city: str, group: Sequence[Annotator]) -> float:
+    """P(a random person of the group prefers a to b), the two shown in random order: exact."""
+    return sum(who.prefers(a, b, city) + 1 - who.prefers(b, a, city) for who in group) / (2 * len(group))
+
+
 def ceiling(pairs: Sequence[tuple[str, str, str]], group: Sequence[Annotator]) -> float:
     """The highest accuracy that any reward can expect on these people's comparisons of these answers: exact.
 
     pairs: (city, one answer, the other answer).
     A reward prefers one answer of a pair whoever is asked, so the best it can do is to side with the majority: the mean
-    over the pairs of max(p, 1 - p), where p is the mean of the people's probabilities, each order of showing as likely.
+    over the pairs of max(p, 1 - p).
     """
     if not pairs or not group:
         raise ValueError("the ceiling needs at least one pair and one annotator")
-    total = 0.0
-    for city, a, b in pairs:
-        p = sum(who.prefers(a, b, city) + 1 - who.prefers(b, a, city) for who in group) / (2 * len(group))
-        total += max(p, 1 - p)
-    return total / len(pairs)
+    shares = [majority(a, b, city, group) for city, a, b in pairs]
+    return sum(max(p, 1 - p) for p in shares) / len(shares)

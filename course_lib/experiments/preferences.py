@@ -1,10 +1,12 @@
 """The start of everything with preferences: a policy that answers as people do, and what it says."""
 
+import random
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms import sft
+from course_lib.annotators import Annotator, majority
 from course_lib.lm.sampling import sample
 from course_lib.worlds import atlas, people
 from course_lib.worlds.draw import Draw
@@ -36,3 +38,60 @@ def answers(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: S
     out = sample(policy, tokenizer, [row["prompt"] for row in rows], max_new_tokens=max_new_tokens, samples_per_prompt=each,
                  seed=seed)
     return [out.texts[i : i + each] for i in range(0, len(out.texts), each)]
+
+
+def collect(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, train: int, test: int, each: int) -> dict:
+    """What the policy says: {train: [...], test: [...]}, rows as in `prompts` with their `answers`. All that is ever compared
+    in the course comes from here. The training part asks about the training cities, the test part about the quiz cities."""
+    parts = {"train": (atlas.splits()["train"], train), "test": (atlas.splits()["quiz"], test)}
+    pool = {}
+    for name, (cities, count) in parts.items():
+        rows = prompts(f"{name} {seed}", cities, count)
+        said = answers(policy, tokenizer, rows, each, seed)
+        pool[name] = [row | {"answers": texts} for row, texts in zip(rows, said)]
+    return pool
+
+
+def _sitting(pool: Sequence[dict], people: int, size: int, draw: Draw) -> tuple[dict, list[str], int]:
+    """A random question, `size` different answers to it in random order, and which of the people is asked."""
+    while True:
+        row = draw.pick(pool)
+        different = list(dict.fromkeys(row["answers"]))
+        if len(different) >= size:
+            return row, draw.ordered(different, size), draw.below(people)
+
+
+def comparisons(pool: Sequence[dict], group: Sequence[Annotator], count: int, seed: int, size: int = 2) -> list[dict]:
+    """`count` judgements: one person of the group ranks `size` different answers to one prompt.
+
+    Rows have `prompt`, `city` and `ranked` (best first) and, for two answers, `chosen` and `rejected`.
+    """
+    draw, coin, rows = Draw(f"comparisons {seed}"), random.Random(f"noise of comparisons {seed}"), []
+    for _ in range(count):
+        row, shown, who = _sitting(pool, len(group), size, draw)
+        ranked = [shown[i] for i in group[who].rank(shown, row["city"], coin)]
+        pair = {"chosen": ranked[0], "rejected": ranked[1]} if size == 2 else {}
+        rows.append({"prompt": row["prompt"], "city": row["city"], "ranked": ranked} | pair)
+    return rows
+
+
+def ratings(pool: Sequence[dict], group: Sequence[Annotator], count: int, seed: int, size: int = 2) -> list[dict]:
+    """`count` judgements of the same kind, but each answer gets a score: rows with `prompt`, `city`, `answers`, `scores` and
+    `annotator`, the person's index in the group."""
+    draw, coin, rows = Draw(f"ratings {seed}"), random.Random(f"noise of ratings {seed}"), []
+    for _ in range(count):
+        row, shown, who = _sitting(pool, len(group), size, draw)
+        rows.append({"prompt": row["prompt"], "city": row["city"], "answers": shown, "annotator": who,
+                     "scores": group[who].rate(shown, row["city"], coin)})
+    return rows
+
+
+def examination(pool: Sequence[dict], group: Sequence[Annotator], count: int, seed: int) -> list[dict]:
+    """`count` pairs to test a reward on: `prompt`, `city`, `first`, `second`, and `p`, the exact probability that a random
+    person of the group, shown the two in random order, prefers the first."""
+    draw, rows = Draw(f"examination {seed}"), []
+    for _ in range(count):
+        row, (a, b), _ = _sitting(pool, len(group), 2, draw)
+        rows.append({"prompt": row["prompt"], "city": row["city"], "first": a, "second": b,
+                     "p": majority(a, b, row["city"], group)})
+    return rows

@@ -69,7 +69,8 @@ def test_pitfall_31_micro_batches_sum_to_the_whole_batch(model, tiny_lm):
     assert not torch.allclose(whole, torch.cat([p.detach().flatten() for p in model.parameters()]), atol=2e-5)
 
 
-@pytest.mark.parametrize(("option", "value"), [("smoothing", 0.2), ("center", 0.5), ("loss", "plackett-luce"), ("weight_decay", 0.5)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("smoothing", 0.2), ("center", 0.5), ("loss", "plackett-luce"), ("weight_decay", 0.5)])
 def test_pitfall_30_every_option_changes_the_result(model, tiny_lm, option, value):
     import copy
 
