@@ -140,6 +140,16 @@ SIZES = {
         "smoke": dict(questions=4, each=4),
         "seconds": 30,
     },
+    "answers": {
+        "full": dict(seed=0, train=600, test=120, each=8),
+        "smoke": dict(seed=0, train=6, test=3, each=3),
+        "seconds": 30,
+    },
+    "reward_model": {
+        "full": dict(seed=0, labels=1000, layers=1, pooling="mean", epochs=4, lr=1e-3),
+        "smoke": dict(seed=0, labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
+        "seconds": 20,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -166,6 +176,15 @@ RLHF_CODE = ("course_lib.algorithms.training", "course_lib.lm.sampling:draw_toke
              "course_lib.rewards.learned", "course_lib.annotators:Annotator,gumbel", "course_lib.worlds.people",
              "course_lib.experiments.preferences:prompts",
              "course_lib.experiments.rlhf:TOKENS,to_the_optimum,pool,comparisons,weak_rewards,Watched,optimise,hacking,best_of")
+COMPARED_CODE = ("course_lib.worlds.people", "course_lib.rewards.rubric", "course_lib.lm.sampling", "course_lib.annotators",
+                 "course_lib.experiments.preferences:prompts,answers,collect,comparisons,examination,_sitting")
+LEARNT_CODE = (*COMPARED_CODE, "course_lib.lm.reward_head", "course_lib.algorithms.reward_model", "course_lib.rewards.learned",
+               "course_lib.objectives:bradley_terry,plackett_luce,reliability,expected_calibration_error",
+               "course_lib.algorithms.training:make_optimizers,take_step,warmup_cosine",
+               "course_lib.experiments.reward_model:GROUP,weak_reward_model,whitened,learnt,leads_of")
+NEEDS = {"base": (), "reinforce_letters": (), "rlhf_optimum": (), "rlhf_rewards": ("policy_sft",),
+         "answers": ("policy_sft",), "reward_model": ("policy_sft", "answers")}
+FAMILIES = {"reinforce": ("policy_sft",), "rlhf": ("policy_sft", "rlhf_rewards")}  # what the studies named so are made from
 STARTS = ("sums_start", "sums_weak", "functions_start")
 
 
@@ -191,12 +210,10 @@ def result(name: str) -> dict:
 
 def recipe(name: str) -> Recipe:
     """How the artifact `name` is made. Raises KeyError for a name that is not in `names()`."""
-    above = () if name in ("base", "reinforce_letters") else ("policy_sft" if name.startswith("reinforce") else "base",)
-    if name.startswith("rlhf"):
-        above = {"rlhf_optimum": (), "rlhf_rewards": ("policy_sft",)}.get(name, ("policy_sft", "rlhf_rewards"))
+    above = NEEDS.get(name, FAMILIES.get(name.split("_")[0], ("base",)))
     needs = tuple(map(recipe, above))
-    code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE,
-            **dict.fromkeys(STARTS, START_CODE)}.get(name)
+    code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE, "answers": COMPARED_CODE,
+            "reward_model": LEARNT_CODE, **dict.fromkeys(STARTS, START_CODE)}.get(name)
     code = code or {"reinforce": REINFORCE_CODE, "rlhf": RLHF_CODE}.get(name.split("_")[0], SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
@@ -236,6 +253,23 @@ def _policy_sft(folder: Path, progress) -> None:
     history = imitate(model, tokenizer, seed, answers, SFTConfig(seed=seed, **config))
     save_lm(folder, model, tokenizer)
     save_json(folder / "result.json", {"history": history})
+
+
+def _answers(folder: Path, progress) -> None:
+    from course_lib.experiments.preferences import collect
+    from course_lib.lm.model import load_lm
+
+    save_json(folder / "result.json", collect(*load_lm("policy_sft"), **size("answers")))
+
+
+def _reward_model(folder: Path, progress) -> None:
+    from course_lib.experiments.reward_model import weak_reward_model
+    from course_lib.lm.model import load_lm
+
+    policy, tokenizer = load_lm("policy_sft")
+    model, numbers = weak_reward_model(policy, tokenizer, result("answers"), **size("reward_model"))
+    model.save(folder, tokenizer)
+    save_json(folder / "result.json", numbers)
 
 
 def _start(name: str) -> Callable[[Path, object], None]:
@@ -302,7 +336,8 @@ def _rlhf_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
-_BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, **{name: _start(name) for name in STARTS}}
+_BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _answers, "reward_model": _reward_model,
+          **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
 _BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

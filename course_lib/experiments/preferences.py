@@ -1,5 +1,6 @@
 """The start of everything with preferences: a policy that answers as people do, and what it says."""
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms import sft
 from course_lib.annotators import Annotator, majority
+from course_lib.lm.device import autocast
 from course_lib.lm.sampling import sample
 from course_lib.worlds import atlas, people
 from course_lib.worlds.draw import Draw
@@ -35,8 +37,9 @@ def imitate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: in
 def answers(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], each: int, seed: int,
             max_new_tokens: int = 40) -> list[list[str]]:
     """`each` answers of the policy to every row's prompt, sampled at temperature 1."""
-    out = sample(policy, tokenizer, [row["prompt"] for row in rows], max_new_tokens=max_new_tokens, samples_per_prompt=each,
-                 seed=seed)
+    with autocast(policy.device):
+        out = sample(policy, tokenizer, [row["prompt"] for row in rows], max_new_tokens=max_new_tokens,
+                     samples_per_prompt=each, seed=seed)
     return [out.texts[i : i + each] for i in range(0, len(out.texts), each)]
 
 
@@ -86,12 +89,8 @@ def ratings(pool: Sequence[dict], group: Sequence[Annotator], count: int, seed: 
     return rows
 
 
-def examination(pool: Sequence[dict], group: Sequence[Annotator], count: int, seed: int) -> list[dict]:
-    """`count` pairs to test a reward on: `prompt`, `city`, `first`, `second`, and `p`, the exact probability that a random
-    person of the group, shown the two in random order, prefers the first."""
-    draw, rows = Draw(f"examination {seed}"), []
-    for _ in range(count):
-        row, (a, b), _ = _sitting(pool, len(group), 2, draw)
-        rows.append({"prompt": row["prompt"], "city": row["city"], "first": a, "second": b,
-                     "p": majority(a, b, row["city"], group)})
-    return rows
+def examination(pool: Sequence[dict], group: Sequence[Annotator]) -> list[dict]:
+    """All pairs of different answers to the same prompt, to test a reward on: `prompt`, `city`, `first`, `second`, and `p`,
+    the exact probability that a random person of the group, shown the two in random order, prefers the first."""
+    return [{"prompt": row["prompt"], "city": row["city"], "first": a, "second": b, "p": majority(a, b, row["city"], group)}
+            for row in pool for a, b in itertools.combinations(dict.fromkeys(row["answers"]), 2)]

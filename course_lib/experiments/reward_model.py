@@ -31,18 +31,49 @@ GROUP = people(8, seed=0)  # unbiased people whose judgements are noisy: a gold 
 
 def examine(reward: Reward, pairs: Sequence[dict]) -> dict[str, float]:
     """Accuracy and calibration error of a reward on `examination` pairs."""
-    leads = torch.tensor(_rewards(reward, pairs, "first")) - torch.tensor(_rewards(reward, pairs, "second"))
-    return rm.judge(leads, torch.tensor([pair["p"] for pair in pairs]))
+    return rm.judge(leads_of(reward, pairs), torch.tensor([pair["p"] for pair in pairs]))
 
 
-def _rewards(reward: Reward, pairs: Sequence[dict], side: str) -> list[float]:
-    return reward(prompts=[p["prompt"] for p in pairs], completions=[p[side] for p in pairs],
-                  city=[p["city"] for p in pairs])
+def leads_of(reward: Reward, pairs: Sequence[dict]) -> Tensor:
+    """Reward of the first answer minus that of the second, (P,). Each answer is read once, however many pairs it is in."""
+    told = {(p["prompt"][-1]["content"], p["city"], p[side]): p["prompt"] for p in pairs for side in ("first", "second")}
+    given = dict(zip(told, reward(prompts=list(told.values()), completions=[answer for _, _, answer in told],
+                                  city=[city for _, city, _ in told])))
+    first, second = ([given[p["prompt"][-1]["content"], p["city"], p[side]] for p in pairs] for side in ("first", "second"))
+    return torch.tensor(first) - torch.tensor(second)
 
 
 def ceiling_of(pairs: Sequence[dict]) -> float:
     """The best accuracy possible on `examination` pairs, as in `annotators.ceiling`."""
     return sum(max(p["p"], 1 - p["p"]) for p in pairs) / len(pairs)
+
+
+def learnt(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: Sequence[dict], *, layers: int | None = None,
+           pooling: str = "last", **config) -> tuple[RewardModel, list[dict]]:
+    """A reward model on a copy of `lm`, trained on `labels`, and its history. config: of `RewardConfig`; its seed is also that
+    of the head."""
+    settings = rm.RewardConfig(**config)
+    model = RewardModel.on(lm, layers=layers, pooling=pooling, seed=settings.seed)
+    return model, rm.train(model, tokenizer, labels, settings)
+
+
+def whitened(model: RewardModel, tokenizer: PreTrainedTokenizerBase, pool: Sequence[dict]) -> RewardModel:
+    """The model, its rewards with mean 0 and standard deviation 1 on the policy's answers in `pool`."""
+    model.whiten(model.score([encode_answer(tokenizer, row["prompt"], text) for row in pool for text in row["answers"]]))
+    return model
+
+
+def weak_reward_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, labels: int, seed: int,
+                      **settings) -> tuple[RewardModel, dict]:
+    """The reward model that reinforcement learning is to optimise: few labels, few layers, honestly trained, whitened on the
+    policy's own answers. Returns it with {history, accuracy, ece, ceiling} on the test cities. settings: see `learnt`."""
+    model, history = learnt(policy, tokenizer, comparisons(pool["train"], GROUP, labels, seed), seed=seed, **settings)
+    whitened(model, tokenizer, pool["train"])
+    pairs = examination(pool["test"], GROUP)
+    unit = float(model.std)  # probabilities come from the raw rewards: a whitened lead is in other units
+    leads = unit * leads_of(LearnedReward(model, tokenizer), pairs)
+    told = rm.judge(leads, torch.tensor([p["p"] for p in pairs]))
+    return model, {"history": history, "ceiling": ceiling_of(pairs)} | told
 
 
 # ---- a reward that sees surfaces only --------------------------------------------------------------------------------

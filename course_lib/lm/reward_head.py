@@ -151,10 +151,12 @@ class RewardModel(nn.Module):
         (folder / "head.json").write_text(json.dumps({"pooling": self.pooling}) + "\n", encoding="utf-8")
 
 
-def load_reward_model(folder: str | Path, *, device: torch.device | str | None = None
+def load_reward_model(folder: str | Path = "reward_model", *, device: torch.device | str | None = None
                       ) -> tuple[RewardModel, PreTrainedTokenizerBase]:
-    """What `RewardModel.save` wrote, in evaluation mode."""
-    folder = Path(folder)
+    """What `RewardModel.save` wrote, in evaluation mode; "reward_model" is the course's own, trained now if missing."""
+    from course_lib import store
+
+    folder = store.get("reward_model") if str(folder) == "reward_model" else Path(folder)
     backbone = AutoModel.from_pretrained(folder, dtype=torch.float32).to(best_device() if device is None else device)
     model = RewardModel(backbone, json.loads((folder / "head.json").read_text(encoding="utf-8"))["pooling"])
     head = load_file(folder / "head.safetensors")
