@@ -237,7 +237,7 @@ def hacking(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rewards
 
 def best_of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rewards: dict[str, list[RewardModel]],
             questions: int, each: int) -> dict:
-    """The best of n by each of the reward models that learnt from few comparisons, n = 1, 2, 4, ... `each`, from the same answers.
+    """The best of n = 1, 2, 4, ... `each` answers, by each of the reward models that learnt from few comparisons.
 
     Returns {n: [...], kl: [...] the bound in nats, proxy, gold: [model][n]}.
     """

@@ -273,3 +273,346 @@ print("Errors and noise in units of the gradient's own norm: 0.00 is exact, 1.00
 
 # %%
 show(objectives.kl_penalised, objectives.kl_loss)
+
+# %% [markdown]
+# ## 3 · Let it cheat (C17)
+#
+# Now a real language model. The policy was fine-tuned on answers *as people give them*: full, terse, repetitive,
+# chatty, some wrong. People (simulated, unbiased, with noise) compared two of its answers at a time, a thousand times,
+# and a small reward model learnt from that. This is all a real project would have. The course also has the **gold
+# reward**, the rubric that the people had in mind; training never sees it.
+
+# %%
+from course_lib.lm import load_lm
+from course_lib.rewards.gold import atlas_gold
+from course_lib.rewards.learned import LearnedReward
+
+policy, tokenizer = load_lm("policy_sft")
+models = lab.load_rewards(artifacts.get("rlhf_rewards"))
+right = artifacts.result("rlhf_rewards")
+print(f"{len(models['few'])} reward models; of two unequal answers, each prefers the one that is better by gold in")
+print(", ".join(f"{share:.0%}" for share in right["few"]), "of the cases. A coin has 50%.")
+
+# %% [markdown]
+# Better than a coin, far from perfect: an ordinary reward model. **Predict**, before you run the next cell. $\beta = 0$,
+# nothing but the learned reward counts. How will the learned reward go? How will gold? What will the answers look like?
+#
+# The run is live, and the loop is the one above, with your function in it.
+
+# %%
+proxy = lab.Watched(LearnedReward(models["few"][0], tokenizer))  # notes gold, beside
+questions = Questions(lab.prompts("live", lab.atlas.known_cities(), 480), proxy)
+cheat = copy.deepcopy(policy)
+agent = LMAgent(cheat, tokenizer, max_new_tokens=lab.TOKENS)
+live = align(agent, questions, rlhf.frozen(policy), beta=0, steps=2 if smoke() else 40, lr=3e-4, count=12, samples=4)
+table(["step", "learned reward", "gold reward", "KL (nats)"],
+      [(i + 1, f"{live[i]['reward']:+.2f}", f"{proxy.gold[i]:+.2f}", f"{live[i]['kl']:.1f}")
+       for i in range(len(live)) if i % 4 == 0 or i + 1 == len(live)])
+table(["question", "what the policy says now", "learned", "gold"],
+      [(q, said, f"{r:+.1f}", f"{g:+.1f}") for q, _, said, r, g in proxy.said[::8]])
+
+# %% [markdown]
+# Is this one unlucky run? Below, every seed has *its own* people, labels and reward model.
+
+# %%
+hack = artifacts.result("rlhf_hacking")
+free, control = hack["beta 0"], hack["gold itself"]
+fig, axes = plots.subplots(1, 2, height=4.2)
+at = list(range(1, len(free[0]["gold"]) + 1))
+for ax, runs, title in ((axes[0], free, "a learned reward is optimised"), (axes[1], control, "control: gold itself is")):
+    for name, label in (("proxy", "the reward that is optimised"), ("gold", "gold")):
+        if runs is free or name == "gold":
+            plots.line_with_interval(ax, at, [lab.smooth(run[name]) for run in runs], label)
+    ax.set_title(title, fontsize=12)
+    ax.set_xlabel("steps of RL, beta = 0")
+axes[0].set_ylabel("reward (mean of 5 batches)")
+axes[0].legend(loc="upper left", fontsize=9)
+axes[1].legend(loc="lower right", fontsize=9)
+turns = [lab.turnover(run) for run in free]
+fall = [turn["peak"] - turn["end"] for turn in turns]
+rises = [lab.smooth(run["proxy"])[-1] > max(lab.smooth(run["proxy"])[: len(at) * 3 // 4]) for run in free]
+plots.finish(fig, f"The learned reward still rises at the end in {sum(rises)} of {len(rises)} seeds. Gold peaks after "
+                  f"{min(t['step'] for t in turns)} to {max(t['step'] for t in turns)} steps and then falls by "
+                  f"{told(fall, '{:.1f}')} points, in every seed by at least {min(fall):.1f}. Under gold itself there is "
+                  f"no turn: {told([lab.turnover(run)['peak'] - run['gold'][-1] for run in control], '{:.1f}')}.")
+
+# %% [markdown]
+# **Explain.** At first both rise: much of what the reward model learnt is true. Then the policy finds answers that the
+# reward model overrates, and since nothing else counts, it says more and more of them. What exactly gets worse? Gold is
+# a sum of parts, so it can tell.
+
+# %%
+from course_lib.rewards import rubric
+
+
+def anatomy(rows):
+    """Mean points of each part of the gold rubric over some answers."""
+    cities = {city.city: city for city in lab.atlas.cities()}
+    parts = [rubric.parts(said, cities[city]) for _, city, said, *_ in rows]
+    return {name: sum(p[name] for p in parts) / len(parts) for name in parts[0]}
+
+
+def opening(rows):
+    """The most frequent first three words, and their share."""
+    words, count = Counter(" ".join(row[2].split()[:3]) for row in rows).most_common(1)[0]
+    return f"{words} ... ({count / len(rows):.0%})"
+
+
+before = anatomy([row for run in free for row in run["first"]])
+lost = {}
+for seed, run in enumerate(free):
+    after = anatomy(run["last"])
+    lost[seed] = min(before, key=lambda part: after[part] - before[part])
+names = list(before)
+table(["seed", *names, "most frequent opening"],
+      [("before RL", *(f"{before[n]:+.2f}" for n in names), opening([r for run in free for r in run["first"]])),
+       *((seed, *(f"{anatomy(run['last'])[n]:+.2f}" for n in names), opening(run["last"]))
+         for seed, run in enumerate(free))])
+print("What lost most:", ", ".join(f"seed {seed}: {part}" for seed, part in lost.items()))
+
+# %% [markdown]
+# The gallery: of each seed's last batch, the two answers whose learned reward is furthest above their gold.
+
+# %%
+rows = []
+for seed, run in enumerate(free):
+    seen = {row[2]: row for row in run["last"]}.values()
+    for q, city, said, r, g in sorted(seen, key=lambda row: row[4] - row[3])[:2]:
+        broken = [name for name, points in anatomy([(q, city, said)]).items() if points < 0]
+        rows.append((seed, q, said, f"{r:+.1f}", f"{g:+.1f}", ", ".join(broken) or "says too little"))
+table(["seed", "question", "answer", "learned", "gold", "exploited"], rows)
+
+# %% [markdown]
+# Read them aloud. Each reward model has its own blind spot, and each policy has found the one of *its* reward model:
+# no answer of this kind was among those that people compared, so nobody ever said that it is bad.
+#
+# ## 4 · The leash (C19)
+#
+# The penalised reward of section 1, on the same reward models.
+
+# %%
+sweep = {"beta 0": free} | artifacts.result("rlhf_beta")
+fig, axes = plots.subplots(1, 2, height=4.2)
+for name, runs in sweep.items():
+    plots.line_with_interval(axes[0], at, [lab.smooth(run["gold"]) for run in runs], name)
+    plots.line_with_interval(axes[1], at, [lab.smooth(run["kl"]) for run in runs], name)
+for ax, label in zip(axes, ("gold reward", "KL from the reference (nats)")):
+    ax.set_xlabel("steps")
+    ax.set_ylabel(label)
+axes[1].legend(fontsize=9)
+end = {name: [lab.turnover(run)["end"] for run in runs] for name, runs in sweep.items()}
+peak = {name: [lab.turnover(run)["peak"] for run in runs] for name, runs in sweep.items()}
+best_beta = max(end, key=lambda name: plots.interval(end[name]).mean)
+gained = [a - b for a, b in zip(end[best_beta], end["beta 0"])]  # the same reward model, seed by seed
+higher = [a - b for a, b in zip(peak[best_beta], peak["beta 0"])]
+plots.finish(fig, f"Gold ends highest with {best_beta}: by {told(gained)} points above beta 0, seed by seed. The best "
+                  f"gold on the way differs by {told(higher)}.")
+
+# %%
+low, high = plots.interval(higher)[1:]
+print(f"Gold ends {told(gained)} points higher with {best_beta} than without KL.")
+print("Does the KL also raise the best gold that is reached on the way?",
+      "Yes." if low > 0 else "No, it lowers it." if high < 0 else "That cannot be told from chance.")
+
+# %% [markdown]
+# **Explain.** The KL is a brake, not a compass: it knows nothing about gold. It stops the slide, because the answers at
+# the bottom of it are ones that the reference would hardly ever give, and their price grows with every step.
+# Gao et al. (2022) found the same at scale.
+#
+# Where is the price paid? Token by token, for an answer of the policy that you trained without KL. Blue tokens became
+# likelier than under the reference; move $\beta$ and see what they would cost.
+
+# %%
+from course_lib.widgets import KLMap
+
+q, _, said, *_ = max(proxy.said, key=lambda row: row[3] - row[4])
+KLMap(cheat, policy, tokenizer,
+      [{"role": "user", "content": q}, {"role": "assistant", "content": said}], beta=0.3)
+
+# %% [markdown]
+# ## 5 · Best of n, and Gao's two curves
+#
+# There is a way to optimise a reward without any training: draw $n$ answers, keep the one that the reward model likes
+# best. What does that do to the distribution?
+#
+# **Exercise 4 · the best of n** (difficulty 3 of 5, 10 minutes)
+#
+# *The best of n is a, or something worse than a, with probability $P(R \le R(a))^n$.*
+
+# %%
+def best_of_n(p, reward, n):
+    """The probability that each answer is the best of n independent samples. No two rewards are equal.
+
+    p: (S,) probabilities; reward: (S,); n: a whole number. Returns (S,), in the order of p.
+    """
+    ### BEGIN SOLUTION
+    below = torch.stack([p[reward < r].sum() for r in reward])
+    return (below + p) ** n - below**n
+    ### END SOLUTION
+
+# %%
+best_of_n = check("best_of_n", best_of_n)
+
+# %% [markdown]
+# Its KL from the policy has a simple bound, $\log n - \frac{n-1}{n}$, which does not depend on the reward. It is exact
+# when no answer has a probability of its own, as with very long texts. Our listed model is the other extreme:
+
+# %%
+p, worth = reference().exp(), rewards
+for n in (1, 2, 4, 16, 64):
+    q = best_of_n(p, worth, n)
+    real = float(torch.special.xlogy(q, q / p).sum())
+    print(f"n = {n:2}: expected reward {(q * worth).sum():+.2f}, KL {real:.3f} nats, at most "
+          f"{objectives.best_of_n_kl(n):.3f}")
+
+# %% [markdown]
+# With a KL for best of n, both ways of optimising go into one picture, over the distance $d = \sqrt{\mathrm{KL}}$. Gao
+# et al. found that the gold reward *gained* follows $d\,(\alpha - \beta d)$ for best of n and $d\,(\alpha - \beta \log
+# d)$ for RL. (Their $\beta$ is a constant of the fit, not the weight of the KL.) Both are fitted to both:
+
+# %%
+CAP = 20.0  # nats: what lies beyond is no language any more, and follows neither form
+bon = artifacts.result("rlhf_best_of")
+
+
+def gains(curve, kl, start):
+    """(d, gold gained) of a curve, where the KL is above 0.1 and below the cap."""
+    return [(k, gold - start) for k, gold in zip(kl, curve) if 0.1 < k < CAP]
+
+
+points = {"best of n": [pair for gold in bon["gold"] for pair in gains(gold, bon["kl"], gold[0])],
+          "RL, beta 0": [pair for run in free for pair in gains(
+              lab.smooth(run["gold"]), lab.smooth(run["kl"]), run["gold"][0])]}
+fits = {name: {form: lab.gao_fit(*zip(*pairs), form) for form in lab.FORMS} for name, pairs in points.items()}
+table(["optimised by", "form", "alpha", "beta", "R²", "mean residual"],
+      [(name, form, f"{fit.alpha:.2f}", f"{fit.beta:.2f}", f"{fit.r2:.2f}",
+        f"{sum(map(abs, fit.residuals)) / len(fit.residuals):.2f}")
+       for name, both in fits.items() for form, fit in both.items()])
+
+# %%
+fig, axes = plots.subplots(2, 2, height=6.0, sharex="col", height_ratios=[2.2, 1])
+for (name, pairs), column in zip(points.items(), axes.T):
+    d = torch.tensor([kl for kl, _ in pairs]).sqrt()
+    column[0].plot(d, [gain for _, gain in pairs], ".", color="#9aa3ad", markersize=4, linestyle="none")
+    line = torch.linspace(float(d.min()), float(d.max()), 60)
+    for i, (form, fit) in enumerate(fits[name].items()):
+        column[0].plot(line, fit(line, form), color=plots.PALETTE[i], marker="none", label=form)
+        column[1].plot(d, fit.residuals, "os"[i], color=plots.PALETTE[i], markersize=3, linestyle="none")
+    column[0].set_title(name)
+    column[1].set_xlabel("d = √KL")
+axes[0, 0].set_ylabel("gold gained")
+axes[1, 0].set_ylabel("residual")
+axes[0, 1].legend(fontsize=9)
+r2 = {name: {form: fit.r2 for form, fit in both.items()} for name, both in fits.items()}
+better = {name: max(both, key=both.get) for name, both in r2.items()}
+plots.finish(fig, "Which form fits better here: " + "; ".join(
+    f"{name}: {form} (R² {r2[name][form]:.2f}, the other {min(r2[name].values()):.2f})" for name, form in better.items()) + ".")
+
+# %% [markdown]
+# How far does best of n get, and does it turn as well?
+
+# %%
+fig, ax = plots.subplots(height=3.9)
+for name, label in (("proxy", "learned reward"), ("gold", "gold")):
+    plots.line_with_interval(ax, bon["n"], bon[name], label)
+ax.set_xlabel("n")
+ax.set_ylabel("mean reward of the best of n")
+plots.log_scale(ax, "x")
+ax.legend()
+mean_gold = [plots.interval([run[i] for run in bon["gold"]]).mean for i in range(len(bon["n"]))]
+top = max(range(len(mean_gold)), key=mean_gold.__getitem__)
+plots.finish(fig, f"Mean gold is highest for the best of {bon['n'][top]} ({mean_gold[top]:.2f}) and {mean_gold[-1]:.2f} for "
+                  f"the best of {bon['n'][-1]}; the learned reward rises throughout. The best of {bon['n'][-1]} is at most "
+                  f"{bon['kl'][-1]:.1f} nats away.")
+
+# %% [markdown]
+# ## 6 · What else helps
+#
+# Four remedies on the same problem: the KL; **stopping early**, at the KL where the *other* seeds had their best gold
+# (so no run chooses its own end by peeking); **more labels** for the reward model; and the **minimum of an ensemble**,
+# which an answer can only please by pleasing all of its members.
+
+# %%
+mitigated = artifacts.result("rlhf_mitigation")
+bars = {"before RL": [sum(row[4] for row in run["first"]) / len(run["first"]) for run in free],
+        "nothing": end["beta 0"], best_beta: end[best_beta], "early stopping": lab.early_stop(free)}
+bars |= {name: [lab.turnover(run)["end"] for run in runs] for name, runs in mitigated.items()}
+bars["gold itself"] = [lab.turnover(run)["end"] for run in control]
+fig, ax = plots.subplots(height=4.0)
+plots.bars_with_interval(ax, list(bars), bars, form="{:+.1f}")
+ax.axhline(0, color="black", linewidth=0.8)
+ax.set_xlabel("remedy")
+ax.set_ylabel("gold reward at the end")
+plots.finish(fig, "Gold at the end: " + ", ".join(
+    f"{name} {plots.interval(values).mean:+.1f}" for name, values in bars.items()) + ".")
+print("Pairs that the reward models with more labels order as gold does:",
+      ", ".join(f"{share:.0%}" for share in right["many"]))
+
+# %% [markdown]
+# ## Where this breaks
+#
+# - **The reference moves**: it shares weights with the policy, or dropout is on in it. `rlhf.train` refuses both.
+# - **The wrong sign**, or the ratio upside down: the policy is paid for leaving. The KL in the log rises at once.
+# - **A KL of truncated samples**: sample with top-p, take log-probs of the full distribution, and the estimate comes
+#   out below zero. The KL of a whole batch that is clearly negative is always a bug.
+# - **k1 in the loss**: its expected gradient is zero, whatever $\beta$ is. `RLHFConfig` refuses it.
+# - **$\beta$ is no constant of nature**: it is measured in reward per nat. Rescale the reward, and $\beta$ must follow. A
+#   controller (Ziegler et al., 2019) steers $\beta$ to a KL that you choose:
+
+# %%
+show(rlhf.next_beta)
+
+# %%
+steered = copy.deepcopy(reference).requires_grad_(True)
+config = rlhf.RLHFConfig(steps=20 if smoke() else 300, count=1, samples=64, lr=0.05, final_lr=1.0, beta=0.1,
+                         target_kl=0.5, gain=0.2)
+run = rlhf.train(TableAgent(steered), Letters(rewards), config, reference=reference)
+late = run[-len(run) // 3 :]
+print(f"target 0.50 nats; KL of the last {len(late)} steps {sum(e['kl'] for e in late) / len(late):.2f} nats, "
+      f"beta from {run[0]['beta']:.2f} to {run[-1]['beta']:.2f}")
+
+# %% [markdown]
+# ## Scale it up
+#
+# The same call trains any causal language model of Hugging Face against any reward in TRL's convention. Here a rule, so
+# that nothing has to be labelled first: answer in few words.
+
+# %%
+from course_lib.teach import real_model
+
+if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
+    big, words = load_lm(name)
+    asks = [{"prompt": [{"role": "user", "content": f"What is the capital of {city.country}?"}]}
+            for city in lab.atlas.cities()[:32]]
+
+    def brief(prompts, completions, **columns):
+        """Minus the words of an answer, in tens."""
+        return [-len(text[-1]["content"].split()) / 10 for text in completions]
+
+    setting = rlhf.RLHFConfig(steps=10, count=4, samples=4, lr=1e-5, beta=0.05)
+    speaker = LMAgent(big, words, max_new_tokens=48)
+    grown = rlhf.train(speaker, Questions(asks, brief), setting, reference=rlhf.frozen(big))
+    print(f"reward {grown[0]['reward']:.2f} at first, {grown[-1]['reward']:.2f} at the end, "
+          f"KL {grown[-1]['kl']:.1f} nats")
+
+# %% [markdown]
+# ## Recap
+
+# %%
+table(["claim of the lecture", "measured on this page"], [
+    ("C17: optimised alone, the reward is cheated",
+     f"learned reward rising to the end in {sum(rises)} of {len(rises)} seeds, while gold falls by {told(fall, '{:.1f}')} "
+     f"from its peak; under gold itself it does not"),
+    ("C19: the KL term keeps the policy near the pre-trained model",
+     f"gold ends {told(gained)} points higher with {best_beta}; the best gold on the way differs by {told(higher)}"),
+    ("C20: p_RL >> p_PT pays, p_RL << p_PT becomes unlikely",
+     f"a trained policy is within {max(ends['reward']):.4f} (total variation) of p_PT exp(R / beta) / Z"),
+])
+
+# %% [markdown]
+# **References.** Ziegler et al., *Fine-tuning language models from human preferences*, 2019 · Stiennon et al.,
+# *Learning to summarize from human feedback*, 2020 · Schulman, *Approximating KL divergence*, 2020 · Nakano et al.,
+# *WebGPT*, 2021 · Korbak et al., *RL with KL penalties is better viewed as Bayesian inference*, 2022 · Gao et al.,
+# *Scaling laws for reward model overoptimization*, 2022 · Coste et al., *Reward model ensembles help mitigate
+# overoptimization*, 2023 · Beirami et al., *Theoretical guarantees on the best-of-n alignment policy*, 2024 · Shao et
+# al., *DeepSeekMath*, 2024
