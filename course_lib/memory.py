@@ -7,13 +7,13 @@
     reward      yes                                                                 none where a rule judges
 
 What the formula assumes. AdamW, with two numbers a parameter. In mixed precision ("bf16") 16 bytes a trained parameter:
-weights and gradients in bfloat16, a master copy and both moments in float32 (Rajbhandari et al. 2020, section 3.1); frozen
-models in bfloat16. The course itself trains in "fp32" or, where that pays, in "autocast". Activations are the tensors that the forward pass keeps for the backward pass (Korthikanti et al. 2022
-count them for GPT; here they are counted for Llama as Hugging Face writes it): attention that does not store its T x T
-matrix (Dao et al. 2022), key/value heads that are not repeated, logits where they count, nothing for dropout. Frozen models
-run without gradients, one layer's activations at a time: not counted, and neither are temporary tensors, fragmentation and
-the allocator's reserve. PPO's policy and value model learn from one loss, so that the activations of both are held at
-once. Everything on one device: no sharding.
+weights and gradients in bfloat16, a master copy and both moments in float32 (Rajbhandari et al. 2020, section 3.1);
+frozen models in bfloat16. The course itself trains in "fp32" or, where that pays, in "autocast". Activations are the
+tensors that the forward pass keeps for the backward pass (Korthikanti et al. 2022 count them for GPT; here they are counted
+for Llama as Hugging Face writes it): attention that does not store its T x T matrix (Dao et al. 2022), key/value heads that
+are not repeated, logits where they count, nothing for dropout. PPO's policy and value model learn from one loss, so that the
+activations of both are held at once. Frozen models run without gradients, one layer at a time: not counted, and neither are
+temporary tensors, fragmentation and the allocator's reserve. Everything is on one device: no sharding.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -163,6 +163,18 @@ def test_activations_of_other_shapes(dtype, precision, kv_heads, width, layers):
     assert saved.bytes == pytest.approx(activation_bytes(shape_of(model.config), ids.numel(), ROWS * NEW, precision), rel=0.1)
 
 
+def test_logits_are_kept_where_they_count(model):
+    """What the other half of the tokens adds when they have a loss too: a hidden state and a row of log-probs each."""
+    ids, half = batch(model)
+    kept = []
+    for mask in (half, torch.ones_like(half)):
+        with Saved(model) as saved:
+            loss_sum(model, ids, mask, "fp32")
+        kept.append(saved.bytes)
+    more = activation_bytes(shape_of(model.config), 0, ROWS * (PROMPT - 1), "fp32")  # the first token is never predicted
+    assert kept[1] - kept[0] == pytest.approx(more, rel=0.01)
+
+
 def test_the_log_probs_of_training_keep_what_is_predicted(model):
     """The way in which the policy-gradient algorithms read completions, one sample a prompt."""
     class Bytes:
