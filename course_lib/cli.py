@@ -155,6 +155,10 @@ def run(options, argv):
         if not result.ok:
             print(result.error, flush=True)
 
+    if not options.names and not options.smoke:
+        from course_lib import artifacts
+
+        fill_store(artifacts.names())
     print("Running %d notebook%s." % (len(paths), "s" * (len(paths) != 1)), flush=True)
     results = notebooks.run(paths, options.out, on_cell=on_cell, on_result=on_result)
     rows = [("notebook", "seconds", "peak memory", "")]
@@ -192,9 +196,21 @@ def train(options, argv):
             print("%-24s %s" % (name, shelf.status(name)))
         return 0
     names = known if options.names == ["all"] else [choose(name, known, "artifact") for name in options.names]
+    if len(names) > 1:
+        fill_store(names)
     for name in names:
         print("%s: %s" % (name, shelf.get(name)), flush=True)
     return 0
+
+
+def fill_store(names):
+    """Train what is missing of these artifacts, as many at a time as the machine has room for."""
+    from course_lib.fill import FillFailed, fill
+
+    try:
+        fill(names)
+    except FillFailed as error:
+        raise setup_env.SetupError(str(error))
 
 
 def test(options, argv):
@@ -211,7 +227,14 @@ def test(options, argv):
         stages.append(("slow tests, claims", ["-m", SLOW, "--timeout=3000"]))
         if nbval_args():
             stages.append(("notebooks", ["--timeout=0"] + nbval_args()))
-    return report_stages([(name,) + stage(name, arguments, root) for name, arguments in stages])
+    results = []
+    for name, arguments in stages:
+        if len(results) == 1:  # what the claims and the notebooks read
+            from course_lib import artifacts
+
+            fill_store(artifacts.names())
+        results.append((name,) + stage(name, arguments, root))
+    return report_stages(results)
 
 
 def stage(name, arguments, root):

@@ -33,7 +33,7 @@ from course_lib.files import (MANIFEST, code_digest, damage, digest, disk_is_ful
 from course_lib.paths import repo_root
 from course_lib.progress import Progress, duration, say
 
-__all__ = ["Entry", "Recipe", "clear", "get", "key", "list", "load_json", "path", "root", "save_json", "status",
+__all__ = ["Entry", "Recipe", "clear", "find", "get", "key", "list", "load_json", "path", "root", "save_json", "status",
            "table"]
 PACKAGES = Path(__file__).resolve().parent.parent  # where `course_lib` lies
 ROOM = 100_000_000  # bytes that must be free for a training to begin: a checkpoint with its optimizer, and the result
@@ -86,7 +86,7 @@ def root() -> Path:
 
 def key(recipe: Recipe | str) -> str:
     """The first twelve hexadecimal digits of the hash of all that decides what the recipe gives."""
-    recipe = _recipe(recipe)
+    recipe = find(recipe)
     parts = {"config": plain(recipe.config, f"config of {recipe.name}"),
              "code": {module: code_digest(module, PACKAGES) for module in recipe.code},
              "needs": {parent.name: key(parent) for parent in recipe.needs}}
@@ -95,7 +95,7 @@ def key(recipe: Recipe | str) -> str:
 
 def path(recipe: Recipe | str) -> Path:
     """Where the artifact is, or would be; nothing is built."""
-    recipe = _recipe(recipe)
+    recipe = find(recipe)
     return root() / f"{recipe.name}-{key(recipe)}"
 
 
@@ -103,7 +103,8 @@ def _partial(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
 
-def _recipe(recipe: Recipe | str) -> Recipe:
+def find(recipe: Recipe | str) -> Recipe:
+    """The recipe of that name. LookupError for an unknown one, with the closest."""
     if isinstance(recipe, Recipe):
         return recipe
     from course_lib import artifacts
@@ -128,7 +129,7 @@ def get(recipe: Recipe | str) -> Path:
     Checksums are compared at the first call in a process, and again when a file's size or time has changed; a damaged
     artifact is rebuilt. LookupError for an unknown name; OSError (ENOSPC) when the disk is full.
     """
-    recipe = _recipe(recipe)
+    recipe = find(recipe)
     folder = path(recipe)
     if damage(folder) is None:
         return folder

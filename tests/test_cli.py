@@ -7,14 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from course_lib import cli, setup_env
+from course_lib import artifacts, cli, setup_env
 
 
 @pytest.fixture(autouse=True)
 def no_setup(monkeypatch):
-    """Nothing may be installed by these tests; records the arguments that the setup was asked with."""
+    """Nothing may be installed or trained by these tests; records the arguments that the setup was asked with, and what
+    was to be trained."""
     asked = []
     monkeypatch.setattr(setup_env, "ensure", asked.append)
+    monkeypatch.setattr(cli, "fill_store", lambda names: asked.append(f"fill {len(list(names))}"))
     for name in ("PYTHONUTF8", "TOKENIZERS_PARALLELISM", "PYTHONPATH", "COURSE_SMOKE"):
         monkeypatch.setenv(name, "")  # what `prepare` and `run` set is put back afterwards
     return asked
@@ -132,8 +134,8 @@ def test_stage_counts_what_pytest_ran(tmp_path, monkeypatch):
     assert seconds > 0
 
 
-def test_test_runs_quick_slow_and_notebook_stages(monkeypatch):
-    ran = []
+def test_test_runs_quick_slow_and_notebook_stages(monkeypatch, no_setup):
+    ran = no_setup
 
     def stage(name, arguments, root):
         ran.append((name, arguments))
@@ -142,12 +144,14 @@ def test_test_runs_quick_slow_and_notebook_stages(monkeypatch):
     monkeypatch.setattr(cli, "stage", stage)
     monkeypatch.setattr("course_lib.notebooks.nbval_args", lambda: ["--nbval-lax", "00.ipynb"])
     assert cli.main(["test"]) == 0
-    assert [name for name, _ in ran] == ["quick tests", "slow tests, claims", "notebooks"]
-    assert ran[0][1] == ["-m", "not (slow or claims or browser)"]
-    assert ran[1][1][:2] == ["-m", "slow or claims or browser"]
+    everything = f"fill {len(artifacts.names())}"  # once, before the stages that read the store
+    assert [entry if isinstance(entry, str) else entry[0] for entry in ran[1:]] == [
+        "quick tests", everything, "slow tests, claims", "notebooks"]
+    assert ran[1][1] == ["-m", "not (slow or claims or browser)"]
+    assert ran[3][1][:2] == ["-m", "slow or claims or browser"]
     ran.clear()
     assert cli.main(["test", "--fast"]) == 0
-    assert [name for name, _ in ran] == ["quick tests"]
+    assert [entry[0] for entry in ran[1:]] == ["quick tests"]
 
 
 def commands(monkeypatch, returncode):

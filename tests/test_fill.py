@@ -1,0 +1,116 @@
+"""Filling the store: in which order, how many at a time, and what happens when a training fails."""
+
+import pytest
+
+from course_lib import fill as fill_module
+from course_lib import store
+from course_lib.fill import FillFailed, fill
+from course_lib.store import Recipe
+
+
+def recipe(name, needs=(), seconds=1.0):
+    return Recipe(name, lambda folder, progress: (folder / "x.txt").write_text(name), {}, needs=needs, seconds=seconds)
+
+
+BASE = recipe("base", seconds=200)
+SFT, SCALING = recipe("sft", (BASE,), 60), recipe("scaling", (BASE,), 90)
+STUDY, OTHER = recipe("study", (SFT,), 30), recipe("other", (SFT,), 40)
+ALL = {r.name: r for r in (STUDY, OTHER, SCALING, SFT, BASE)}
+
+
+class Fake:
+    """A training that takes `ticks` looks; it builds its artifact in its last one."""
+
+    running: list = []
+    most = 0
+
+    def __init__(self, name, shares, ticks=3, code=0):
+        self.name, self.ticks, self.code, self.returncode = name, ticks, code, None
+        Fake.running.append(name)
+        Fake.most = max(Fake.most, len(Fake.running))
+
+    def poll(self):
+        self.ticks -= 1
+        if self.ticks <= 0 and self.returncode is None:
+            self.returncode = self.code
+            Fake.running.remove(self.name)
+            if not self.code:
+                store.get(ALL[self.name])
+        return self.returncode
+
+    def terminate(self):
+        self.returncode = -15
+
+    def wait(self):
+        pass
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The trainings in the order in which they are begun, with the number that shares the cores."""
+    begun = []
+    Fake.running, Fake.most = [], 0
+
+    def start(name, shares):
+        assert all(store.status(parent) == "ready" for parent in ALL[name].needs), f"{name} was begun too early"
+        begun.append((name, shares))
+        return Fake(name, shares)
+
+    monkeypatch.setattr(fill_module, "_start", start)
+    monkeypatch.setattr(fill_module, "_POLL", 0)
+    monkeypatch.setattr(store, "find", lambda r: r if isinstance(r, Recipe) else ALL[r])
+    return begun
+
+
+def test_each_is_begun_after_what_it_needs_the_longest_first_and_as_many_as_asked(started):
+    assert fill(["study", "other", "scaling"], jobs=2) == 5
+    assert started == [("base", 1), ("scaling", 2), ("sft", 2), ("other", 2), ("study", 2)]
+    assert Fake.most == 2
+
+
+def test_what_is_there_is_not_trained_again(started):
+    fill(["sft"], jobs=2)
+    started.clear()
+    assert fill(["study", "sft"], jobs=2) == 1 and started == [("study", 1)]
+    assert fill(["study"], jobs=2) == 0
+
+
+def test_a_failure_is_named_and_nothing_is_begun_after_it(started, monkeypatch):
+    def start(name, shares):
+        started.append(name)
+        return Fake(name, shares, code=1 if name == "sft" else 0, ticks=2 if name == "sft" else 9)
+
+    monkeypatch.setattr(fill_module, "_start", start)
+    with pytest.raises(FillFailed, match="could not be trained: sft"):
+        fill(["study", "other", "scaling"], jobs=2)
+    assert started == ["base", "scaling", "sft"]
+    assert store.status(SCALING) == "ready"  # what ran beside it was let finish
+
+
+def test_nothing_is_left_running_when_the_filling_is_stopped(started, monkeypatch):
+    fakes = []
+
+    def start(name, shares):
+        fakes.append(Fake(name, shares, ticks=10**6))
+        return fakes[-1]
+
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fill_module, "_start", start)
+    monkeypatch.setattr(fill_module.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fill(["sft"], jobs=2)
+    assert [fake.returncode for fake in fakes] == [-15]
+
+
+def test_missing_lists_parents_before_children():
+    names = list(fill_module.missing([STUDY, SCALING]))
+    assert names == ["base", "sft", "study", "scaling"]
+
+
+@pytest.mark.slow
+def test_a_real_training_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setenv("COURSE_SMOKE", "1")
+    assert fill(["base"], jobs=1) == 1
+    assert store.status("base") == "ready"
