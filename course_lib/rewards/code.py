@@ -29,7 +29,7 @@ class CodeReward(RuleReward):
     be right. function: the name that programs must define.
     """
 
-    def __init__(self, partial: float = 0.0, function: str = "f", limits: Limits = Limits()):
+    def __init__(self, partial: float = 0.0, function: str = "f", limits: Limits = Limits(cpu=0.2)):
         def code(completion: str, verdict: Verdict, finished: bool = True) -> dict[str, float]:
             share = verdict.passed / verdict.total if finished else 0.0
             return {"all tests": float(finished and verdict.ok), "some tests": partial * share}

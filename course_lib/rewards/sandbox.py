@@ -23,6 +23,7 @@ import json
 import os
 import queue
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,14 +169,17 @@ class _Worker:
     """One warm worker process: runs one program at a time."""
 
     def __init__(self):
-        self.process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env={},
-            cwd=tempfile.mkdtemp(prefix="sandbox-"), start_new_session=True)
+        scratch = tempfile.mkdtemp(prefix="sandbox-")
         try:
+            self.process = subprocess.Popen(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env={},
+                cwd=scratch, start_new_session=True)
             self.protections = json.loads(self.read(time.monotonic() + 20))
         except _Lost:
             self.close()
             raise RuntimeError("the sandbox's worker does not start: " + " ".join(COMMAND)) from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # the worker has done so itself, if it got so far
 
     def read(self, deadline: float) -> bytes:
         """The next message."""

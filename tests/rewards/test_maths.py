@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_lib.rewards.maths import final_answer, maths, maths_reward, number, step_holds, worked_steps
@@ -23,6 +23,7 @@ def test_numbers(text, value):
     assert number(text) == value
 
 
+@settings(deadline=None)
 @given(st.fractions(max_denominator=10**6))
 def test_every_fraction_is_read_exactly(value):
     assert number(str(value)) == value
@@ -31,6 +32,7 @@ def test_every_fraction_is_read_exactly(value):
     assert maths(f"#{value + Fraction(1, 10**9)}", str(value))["right answer"] == 0
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_breaks_the_reward(text):
     for fallback in (False, True):

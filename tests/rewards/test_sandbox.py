@@ -403,12 +403,14 @@ JUNK = [b'["value", 6]', b'["end", null]', b'["value", {"a": []}]', b"[", b"[" *
         b'["error", 6]', b"\n", b'{"value": 6}', b'["value", [[6]]]', b"9" * 9999]
 
 
+@settings(deadline=None)
 @given(PLAIN)
 def test_plain_data_survives_the_pipe(value):
     sent = sandbox.json.loads(sandbox.json.dumps(sandbox.encode(value)))
     assert sandbox._same(sent, sandbox.encode(value)) and sandbox._same(sandbox.encode(sandbox.decode(sent)), sent)
 
 
+@settings(deadline=None)
 @given(PLAIN, PLAIN)
 def test_equal_means_equal_in_value_and_type(a, b):
     assert sandbox._same(sandbox.encode(a), sandbox.encode(b)) == (repr(canonical(a)) == repr(canonical(b)))
@@ -430,7 +432,7 @@ def test_subclasses_are_not_plain_data(base):
         sandbox.encode([kind()])
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary() | st.lists(st.sampled_from(JUNK)).map(b"\n".join))
 def test_no_bytes_from_a_process_break_the_judge(data):
     """Whatever is in the pipe, there is a verdict, and it is good only for exactly the right values."""
@@ -462,11 +464,13 @@ def test_a_lost_worker_is_replaced():
     assert all(v.ok for v in run_tests([HONEST] * 16, [DOUBLE] * 16))
 
 
-def test_a_worker_that_cannot_start_is_an_error_not_a_zero(monkeypatch):
+def test_a_worker_that_cannot_start_is_an_error_not_a_zero(monkeypatch, tmp_path):
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", "pass"])
     monkeypatch.setattr(sandbox, "_pools", {})
     with pytest.raises(RuntimeError, match="does not start"):
         run_tests([HONEST], [DOUBLE])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")
