@@ -49,7 +49,7 @@ def three_tasks(seed: int, steps: int = 60) -> dict[str, list[float]]:
     speaker = LMAgent(model, tokenizer, max_new_tokens=LENGTH, precision="fp32")
     questions = Questions([{"prompt": [tokenizer.bos_token_id]}],
                           lambda prompts, completions, **_: letters_reward(completions).tolist())
-    tasks = {"bandit": (net_agent(1, 10), Bandit([i / 9 for i in range(10)], noise=0.3), 0.3, 1.0),
+    tasks = {"bandit": (net_agent(1, 10), Bandit([i / 9 for i in range(10)], noise=0.1), 0.3, 1.0),
              "grid": (net_agent(16, 4), Grid(4, limit=30), 0.3, -6.0),
              "language model": (speaker, questions, 0.02, float(LENGTH))}
     result = {}

@@ -51,17 +51,14 @@ def table(head, rows):
 # ## 1 · Five dates
 
 # %%
-dates = {1992: "Williams:\nREINFORCE", 1998: "Sutton & Barto:\nthe textbook",
-         2013: "Mnih et al.:\ndeep networks\nplay Atari", 2017: "Schulman et al.:\nPPO",
-         2025: "today:\nlanguage models"}
-fig, ax = plots.subplots(height=2.0)
-ax.plot([1990, 2026], [0, 0], color="#4d4d4d", marker="none", linestyle="-")
-for i, (year, what) in enumerate(dates.items()):
-    ax.plot(year, 0, marker="o", markersize=9, color=plots.PALETTE[0])
-    ax.text(year, 0.25, what, ha="center", va="bottom", fontsize=11)
-    ax.text(year, -0.3, "" if year == 2025 else year, ha="center", va="top", fontsize=11)
-ax.set_ylim(-1, 2.2)
-ax.set_xlim(1988, 2028)
+dates = {"1992": "Williams:\nREINFORCE", "1998": "Sutton & Barto:\nthe textbook",
+         "2013": "Mnih et al.:\ndeep networks\nplay Atari", "2017": "Schulman et al.:\nPPO", "today": "language\nmodels"}
+fig, ax = plots.subplots(height=1.8)
+ax.plot(range(5), [0] * 5, color=plots.PALETTE[0], marker="o", markersize=9, linestyle="-")
+for at, (year, what) in enumerate(dates.items()):
+    ax.text(at, 0.25, what, ha="center", va="bottom")
+    ax.text(at, -0.3, year, ha="center", va="top", fontweight="bold")
+ax.set(xlim=(-0.6, 4.6), ylim=(-1, 2.2))
 ax.set_axis_off()
 plots.finish(fig, "The algorithm of this page is from 1992; what is new is what it is applied to.")
 
@@ -93,7 +90,7 @@ loop(axes[0], "Reinforcement learning", "agent: policy $p_\\theta$", "environmen
      "reward $r_t$\nstate $s_{t+1}$")
 loop(axes[1], "… with a language model", "language model $p_\\theta$", "person, rule,\nor reward model",
      "answer\n(completion)", "reward of\nthe answer;\nnext prompt")
-plots.finish(fig, "For a language model the state is the prompt, the action the whole answer, the policy the model itself.")
+plots.finish(fig, "For a language model the state is the prompt, the action the whole answer, the policy the model.")
 
 # %% [markdown]
 # In the course's code the loop is one function. Read it with the picture in mind: whatever `agent` and `environment`
@@ -214,8 +211,8 @@ print(f"{len(R)} answers, such as {policy.texts()[:6]}, with rewards from {R.min
 print(f"expected reward: {float(exact.expected_reward(policy().detach(), R)):+.3f}")
 
 # %% [markdown]
-# $$\nabla_\theta \mathbb{E}_{a \sim p_\theta}[R(a)] \overset{(1)}{=} \nabla_\theta \sum_a p_\theta(a) R(a) \overset{(2)}{=}
-# \sum_a R(a) \nabla_\theta p_\theta(a) \overset{(3)}{=} \sum_a R(a)\, p_\theta(a) \nabla_\theta \log p_\theta(a)
+# $$\nabla_\theta \mathbb{E}_{a \sim p_\theta}[R(a)] \overset{(1)}{=} \nabla_\theta \sum_a p_\theta(a) R(a)
+# \overset{(2)}{=} \sum_a R(a) \nabla_\theta p_\theta(a) \overset{(3)}{=} \sum_a R(a)\, p_\theta(a) \nabla_\theta \log p_\theta(a)
 # \overset{(4)}{\approx} \frac{1}{n} \sum_{i=1}^n R(a_i) \nabla_\theta \log p_\theta(a_i)$$
 #
 # (1) is the definition of an expectation. (2): a gradient distributes over a sum. (3) is the **log-derivative
@@ -355,13 +352,14 @@ print(f"the loss itself is {loss.item():+.3f}, the mean reward {float(episodes.s
 # The lecture: if $R(a, s)$ is large, take large steps to maximise $p_\theta(a)$. One sampled answer $a$, one step of
 # size $\alpha$: to first order $\ln p(a)$ changes by $\alpha (R(a) - b) \, \lVert \nabla \log p(a) \rVert^2$.
 #
-# **Predict.** Each of the 40 answers in turn is the one that was sampled, with $b = 0$ and with $b = \mathbb{E}[R]$.
-# How many become less likely?
+# **Predict.** Each of the 40 answers in turn is the one that was sampled. All rewards are moved up by 2, so that the
+# worst one earns half a point. How many of the 40 become less likely with $b = 0$, and how many with $b =
+# \mathbb{E}[R]$?
 
 # %%
 alpha, mean_reward = 0.01, float(p @ R)
-updates = {name: studies.one_answer_updates(policy, policy, R, b, alpha)
-           for name, b in (("b = 0", 0.0), (f"b = E[R] = {mean_reward:.2f}", mean_reward))}
+updates = {name: studies.one_answer_updates(policy, policy, R + 2, b, alpha)
+           for name, b in (("b = 0", 0.0), (f"b = E[R] = {mean_reward + 2:.2f}", mean_reward + 2))}
 fig, axes = plots.subplots(1, 2, height=3.8, sharey=True)
 for ax, (name, update), colour in zip(axes, updates.items(), plots.PALETTE):
     ax.axhline(0, color="black", linewidth=0.8)
@@ -374,14 +372,14 @@ right = {name: sum(a * c > 0 or a == 0 for a, c in zip(u["advantage"], u["change
          for name, u in updates.items()}
 down = [sum(c < -1e-6 for c in u["change"]) for u in updates.values()]
 off = max(abs(c / q - 1) for u in updates.values() for c, q in zip(u["change"], u["predicted"]) if abs(q) > 1e-3)
-plots.finish(fig, f"The sign of the change is that of R - b for {min(right.values())} of {len(R)} answers, its size that "
-                  f"of the equation within {off:.1%}; {down[0]} fall with b = 0 and {down[1]} with b = E[R].")
+plots.finish(fig, f"The sign of the change is that of R - b for {min(right.values())} of {len(R)} answers, its size "
+                  f"that of the equation within {off:.1%}; {down[0]} fall with b = 0 and {down[1]} with b = E[R].")
 
 # %% [markdown]
 # **Explain.** Sign and size follow $R - b$. Points with the same reward lie above each other because $\lVert \nabla
-# \log p
-# \rVert^2$ differs: a rare answer moves further. And look at $b = 0$: *mediocre answers rise too*, as long as their reward is
-# positive. They fall only because other answers rise more, and all must sum to 1. That needs many samples to work out.
+# \log p \rVert^2$ differs: a rare answer moves further. With $b = 0$ even the worst answer rises when it is the one that
+# was sampled. In expectation that is no harm: better answers rise more, and all must sum to 1. But it takes many
+# samples to work out.
 #
 # In a batch, answers push each other. Try it: begin with one sample and no baseline, then compare with the exact
 # gradient. Lower all rewards by 4 points. Find a setting in which a *good* answer becomes less likely.
@@ -473,7 +471,8 @@ rloo_advantage = check("rloo_advantage", rloo_advantage)
 N = 4  # answers to a prompt
 shifts = [x / 2 for x in range(-12, 13)]
 spread = [studies.exact_variances(policy().detach(), scores, R - mean_reward + shift, N) for shift in shifts]
-names = {"none": "none", "best": "the best constant", "mean": "mean E[R]", "rloo": "leave-one-out", "batch": "batch mean"}
+names = {"none": "none", "best": "the best constant", "mean": "mean E[R]", "rloo": "leave-one-out",
+         "batch": "batch mean"}
 fig, ax = plots.subplots()
 for kind, label in names.items():
     ax.plot(shifts, [v[kind] for v in spread], label=label, markevery=4)
@@ -570,8 +569,8 @@ ax.plot(range(1, len(rewards) + 1), rewards, label="your live run", linewidth=1.
 ax.set_xlabel("step (32 answers)")
 ax.set_ylabel("gold reward of the batch")
 ax.legend(loc="lower right")
-plots.finish(fig, f"On other cities the gold reward goes from {study['start']['gold']:.2f} to {min(ends):.2f} or more in "
-                  f"each of {len(ends)} seeds; the mean gain is {gain.mean:.2f} (95 % interval {gain.lo:.2f} to "
+plots.finish(fig, f"On other cities the gold reward goes from {study['start']['gold']:.2f} to {min(ends):.2f} or more "
+                  f"in each of {len(ends)} seeds; the mean gain is {gain.mean:.2f} (95 % interval {gain.lo:.2f} to "
                   f"{gain.hi:.2f}).")
 
 # %% [markdown]
@@ -638,8 +637,8 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", nco
 entropy = {name: [sum(seed[i] for seed in run["entropy"]) / len(run["entropy"]) for i in (0, -1)]
            for name, run in conditions.items()}
 first, last = entropy["leave-one-out"]
-plots.finish(fig, f"With leave-one-out the entropy of an answer falls from {first:.1f} to {last:.1f} nats while the reward "
-                  f"rises; without a baseline and with all rewards negative it goes to "
+plots.finish(fig, f"With leave-one-out the entropy of an answer falls from {first:.1f} to {last:.1f} nats while the "
+                  f"reward rises; without a baseline and with all rewards negative it goes to "
                   f"{entropy['none, rewards - 5'][1]:.1f}.")
 
 # %% [markdown]
@@ -707,8 +706,8 @@ table(["claim of the lecture", "measured on this page"], [
      f"sign of R - b in {min(right.values())} of {len(R)} updates; ln p(A1) {change['A1'].mean:+.1f}, ln p(A2) "
      f"{change['A2'].mean:+.1f}"),
     ("C12: RL with LMs is hard to get right",
-     f"{moved_up} of {len(small['runs']['none'][shifts[-1]]['right'])} runs on the small model miss the best answer without "
-     f"a baseline when rewards are moved up, {lost['rloo', shifts[-1]]} with leave-one-out; on the atlas it takes "
+     f"{moved_up} of {len(small['runs']['none'][shifts[-1]]['right'])} runs on the small model miss the best answer "
+     f"without a baseline when rewards are moved up, {lost['rloo', shifts[-1]]} with leave-one-out; on the atlas it takes "
      f"{', '.join(sorted(broken)) or 'more than was tried'} to end below the start"),
 ])
 
