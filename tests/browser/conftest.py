@@ -23,7 +23,7 @@ CELLS = [
     """import sys; sys.path.insert(0, {root!r})
 from course_lib.lm.model import build_lm
 from course_lib.lm.tokenizer import train_tokenizer
-from course_lib.widgets import LossMask, TokenExplorer, WordByWord
+from course_lib.widgets import LossMask, OneUpdate, TokenExplorer, WordByWord
 deck = "SF usually refers to San Francisco, a city in California, USA"
 tokenizer = train_tokenizer([f"Where is SF? {{deck}}."] * 9, vocab_size=330)
 model = build_lm(tokenizer, (32, 2, 2, 64), device="cpu")
@@ -32,6 +32,7 @@ messages = [{{"role": "user", "content": "Where is SF?"}}, {{"role": "assistant"
     "WordByWord(deck, step=1)",
     "WordByWord(messages, model, tokenizer)",
     "LossMask(tokenizer, messages, model)",
+    "OneUpdate()",
 ]
 
 

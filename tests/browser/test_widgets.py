@@ -51,7 +51,8 @@ def page(lab, driver, notebook, screenshot):
     until(driver, lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
     driver.find_element(By.CSS_SELECTOR, item).click()
     try:
-        until(driver, lambda: len(outputs(driver)) == 4 and all(map(picture, outputs(driver))), "four widgets")
+        until(driver, lambda: len(outputs(driver)) == len(notebook.cells) - 1 and all(map(picture, outputs(driver))),
+              "all widgets")
     finally:
         screenshot("page")
     return driver
@@ -118,6 +119,27 @@ def test_loss_mask(page, screenshot):
     assert mask.find_element(By.CSS_SELECTOR, "[title*='not trained on']")
 
 
+def test_one_update(page, screenshot):
+    update = outputs(page)[4]
+    assert "Update 1, from 4 sampled answers, baseline: none, learning rate 1:" in picture(update)
+    screenshot("one-update", update)
+    press(update, "take the step")
+    until(page, lambda: "Update 2" in picture(update), "the step to be taken")
+    reward, baseline, samples = update.find_elements(By.TAG_NAME, "select")
+    samples.send_keys("all")
+    until(page, lambda: "from all sequences (the exact gradient)" in picture(update), "the exact gradient")
+    samples.send_keys("1")
+    baseline.send_keys("leave")
+    until(page, lambda: "draw at least two samples" in picture(update), "the reason why not")
+    samples.send_keys("64")
+    until(page, lambda: "from 64 sampled answers, baseline: leave-one-out" in picture(update), "leave-one-out")
+    slide(update, 0, Keys.ARROW_RIGHT * 2)
+    until(page, lambda: "learning rate 1.5" in picture(update), "the learning rate to rise")
+    press(update, "start again")
+    until(page, lambda: "Update 1" in picture(update), "the first update")
+    screenshot("one-update-end", update)
+
+
 @pytest.fixture(scope="module")
 def saved(notebook, tools):
     """The notebook as it is committed: run without a front end, and no reference to a live widget."""
@@ -137,7 +159,7 @@ def test_saved_notebook_in_jupyterlab(lab, driver, saved, screenshot):
     def shown():
         return driver.find_elements(By.CSS_SELECTOR, ".jp-RenderedHTMLCommon.jp-OutputArea-output")
 
-    until(driver, lambda: len(shown()) == 4, "four pictures")
+    until(driver, lambda: len(shown()) == len(saved.cells) - 1, "all pictures")
     assert "Chain rule" in shown()[0].text and "trained on" in shown()[3].text
     colours = {chip.value_of_css_property("background-color") for chip in shown()[3].find_elements(By.TAG_NAME, "span")}
     assert "rgba(220, 235, 248, 1)" in colours
