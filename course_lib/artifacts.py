@@ -150,6 +150,31 @@ SIZES = {
         "smoke": dict(seed=0, labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
         "seconds": 20,
     },
+    "preference_heads": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], labels=[100, 300, 1000, 3000, 10_000], budget=1000, sizes=[2, 4, 8], read=2400,
+                     regimes={"one scale for all": dict(),
+                              "own zero": dict(offset=2.0),
+                              "own zero and unit": dict(offset=2.0, spread=0.5),
+                              "own zero and unit, moods": dict(offset=2.0, spread=0.5, mood=2.0)}),
+        "smoke": dict(seeds=[0, 1], labels=[4, 8], budget=8, sizes=[2, 3], read=12,
+                      regimes={"one scale for all": dict(), "own zero": dict(offset=2.0)}),
+        "seconds": 40,
+    },
+    "preference_models": {
+        "full": dict(seeds=[0, 1, 2], conditions={
+            "300 pairs": dict(labels=300, size=2, epochs=2, lr=5e-4),
+            "1000 pairs": dict(labels=1000, size=2, epochs=2, lr=5e-4),
+            "3000 pairs": dict(labels=3000, size=2, epochs=1, lr=5e-4),
+            "600 rankings of 8": dict(labels=600, size=8, epochs=1, lr=5e-4, batch_size=8)}),
+        "smoke": dict(seeds=[0, 1], conditions={"4 pairs": dict(labels=4, size=2, epochs=1, lr=5e-4),
+                                                "3 rankings of 3": dict(labels=3, size=3, epochs=1, lr=5e-4)}),
+        "seconds": 170,
+    },
+    "preference_probe": {
+        "full": dict(seeds=[1, 2, 3], labels=1000, layers=1, pooling="mean", epochs=4, lr=1e-3),
+        "smoke": dict(seeds=[1, 2], labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
+        "seconds": 45,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -176,15 +201,19 @@ RLHF_CODE = ("course_lib.algorithms.training", "course_lib.lm.sampling:draw_toke
              "course_lib.rewards.learned", "course_lib.annotators:Annotator,gumbel", "course_lib.worlds.people",
              "course_lib.experiments.preferences:prompts",
              "course_lib.experiments.rlhf:TOKENS,to_the_optimum,pool,comparisons,weak_rewards,Watched,optimise,hacking,best_of")
-COMPARED_CODE = ("course_lib.worlds.people", "course_lib.rewards.rubric", "course_lib.lm.sampling", "course_lib.annotators",
-                 "course_lib.experiments.preferences:prompts,answers,collect,comparisons,examination,_sitting")
-LEARNT_CODE = (*COMPARED_CODE, "course_lib.lm.reward_head", "course_lib.algorithms.reward_model", "course_lib.rewards.learned",
+ANSWERS_CODE = ("course_lib.worlds.people", "course_lib.lm.sampling", "course_lib.experiments.preferences:prompts,answers,collect")
+LEARNT_CODE = (*ANSWERS_CODE, "course_lib.rewards.rubric", "course_lib.annotators", "course_lib.lm.reward_head",
+               "course_lib.algorithms.reward_model", "course_lib.rewards.learned",
                "course_lib.objectives:bradley_terry,plackett_luce,reliability,expected_calibration_error",
                "course_lib.algorithms.training:make_optimizers,take_step,warmup_cosine",
+               "course_lib.experiments.preferences:comparisons,examination,_sitting",
                "course_lib.experiments.reward_model:GROUP,weak_reward_model,whitened,learnt,leads_of")
+PREFERENCE_CODE = (*LEARNT_CODE, "course_lib.experiments.preferences", "course_lib.experiments.reward_model",
+                   "course_lib.experiments.sft:false_answer,linear_reward")
 NEEDS = {"base": (), "reinforce_letters": (), "rlhf_optimum": (), "rlhf_rewards": ("policy_sft",),
          "answers": ("policy_sft",), "reward_model": ("policy_sft", "answers")}
-FAMILIES = {"reinforce": ("policy_sft",), "rlhf": ("policy_sft", "rlhf_rewards")}  # what the studies named so are made from
+FAMILIES = {"preference": ("policy_sft", "answers"), "reinforce": ("policy_sft",),
+            "rlhf": ("policy_sft", "rlhf_rewards")}  # the studies whose names begin so, and what they are made from
 STARTS = ("sums_start", "sums_weak", "functions_start")
 
 
@@ -212,9 +241,10 @@ def recipe(name: str) -> Recipe:
     """How the artifact `name` is made. Raises KeyError for a name that is not in `names()`."""
     above = NEEDS.get(name, FAMILIES.get(name.split("_")[0], ("base",)))
     needs = tuple(map(recipe, above))
-    code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE, "answers": COMPARED_CODE,
+    code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE, "answers": ANSWERS_CODE,
             "reward_model": LEARNT_CODE, **dict.fromkeys(STARTS, START_CODE)}.get(name)
-    code = code or {"reinforce": REINFORCE_CODE, "rlhf": RLHF_CODE}.get(name.split("_")[0], SFT_CODE)
+    families = {"preference": PREFERENCE_CODE, "reinforce": REINFORCE_CODE, "rlhf": RLHF_CODE}
+    code = code or families.get(name.split("_")[0], SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
 
@@ -319,6 +349,18 @@ def _reinforce_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
+def _preference_study(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments import reward_model
+        from course_lib.lm.model import load_lm
+
+        study = {"preference_heads": reward_model.heads, "preference_models": reward_model.whole_models,
+                 "preference_probe": reward_model.unnatural}[name]
+        save_json(folder / "result.json", study(*load_lm("policy_sft"), result("answers"), **size(name)))
+
+    return build
+
+
 def _rlhf_study(name: str) -> Callable[[Path, object], None]:
     def build(folder: Path, progress) -> None:
         from course_lib.experiments import rlhf
@@ -339,5 +381,6 @@ def _rlhf_study(name: str) -> Callable[[Path, object], None]:
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _answers, "reward_model": _reward_model,
           **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
+_BUILD |= {name: _preference_study(name) for name in SIZES if name.startswith("preference")}
 _BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

@@ -69,7 +69,7 @@ def comparisons(pool: Sequence[dict], group: Sequence[Annotator], count: int, se
 
     Rows have `prompt`, `city` and `ranked` (best first) and, for two answers, `chosen` and `rejected`.
     """
-    draw, coin, rows = Draw(f"comparisons {seed}"), random.Random(f"noise of comparisons {seed}"), []
+    draw, coin, rows = Draw(f"sittings {seed}"), random.Random(f"comparisons {seed}"), []
     for _ in range(count):
         row, shown, who = _sitting(pool, len(group), size, draw)
         ranked = [shown[i] for i in group[who].rank(shown, row["city"], coin)]
@@ -79,9 +79,9 @@ def comparisons(pool: Sequence[dict], group: Sequence[Annotator], count: int, se
 
 
 def ratings(pool: Sequence[dict], group: Sequence[Annotator], count: int, seed: int, size: int = 2) -> list[dict]:
-    """`count` judgements of the same kind, but each answer gets a score: rows with `prompt`, `city`, `answers`, `scores` and
-    `annotator`, the person's index in the group."""
-    draw, coin, rows = Draw(f"ratings {seed}"), random.Random(f"noise of ratings {seed}"), []
+    """The same sittings as in `comparisons`, the same people with the same answers, but each answer gets a score: rows with
+    `prompt`, `city`, `answers`, `scores` and `annotator`, the person's index in the group."""
+    draw, coin, rows = Draw(f"sittings {seed}"), random.Random(f"ratings {seed}"), []
     for _ in range(count):
         row, shown, who = _sitting(pool, len(group), size, draw)
         rows.append({"prompt": row["prompt"], "city": row["city"], "answers": shown, "annotator": who,

@@ -4,7 +4,7 @@
 the test asks about cities that no label is about, and every accuracy is exact: the mean probability that a person agrees.
 """
 
-import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -13,18 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms import reward_model as rm
-from course_lib.annotators import Annotator, people
+from course_lib.annotators import people
 from course_lib.experiments.preferences import comparisons, examination, ratings
-from course_lib.experiments.sft import linear_reward
+from course_lib.experiments.sft import false_answer, linear_reward
 from course_lib.lm.device import autocast
 from course_lib.lm.reward_head import RewardModel, collate, encode_answer
-from course_lib.objectives import reliability
+from course_lib.objectives import bradley_terry, plackett_luce, reliability
 from course_lib.progress import Progress
 from course_lib.rewards import Reward
 from course_lib.rewards.gold import atlas_gold
 from course_lib.rewards.learned import LearnedReward
 from course_lib.worlds import atlas
 from course_lib.worlds.draw import Draw
+from course_lib.worlds.people import OPENERS, TAILS
 
 GROUP = people(8, seed=0)  # unbiased people whose judgements are noisy: a gold point more wins with 73 %
 
@@ -95,3 +96,244 @@ def surface_reward(labels: Sequence[dict]) -> Reward:
     index = torch.arange(len(labels))
     w = linear_reward(torch.tensor([surface(t) for t in texts]), index, index + len(labels))
     return lambda prompts, completions, **columns: (torch.tensor([surface(t) for t in completions]) @ w).tolist()
+
+
+# ---- a head on a frozen backbone -------------------------------------------------------------------------------------
+
+
+class Frozen:
+    """Hidden states of a model that is not trained, for every answer of a pool: so a head costs next to nothing to fit.
+
+    An answer's features are the means over its tokens of the hidden states above each layer, side by side.
+    """
+
+    def __init__(self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: Sequence[dict]):
+        told = list({_key(row, text): (row["prompt"], text) for row in pool for text in row["answers"]}.items())
+        rows = [encode_answer(tokenizer, prompt, text) for _, (prompt, text) in told]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        self.index, parts = {told[i][0]: at for at, i in enumerate(order)}, []
+        with torch.no_grad(), autocast(lm.device):
+            for start in range(0, len(order), 256):
+                ids, real, answer = collate([rows[i] for i in order[start : start + 256]], lm.device)
+                states = lm.get_decoder()(input_ids=ids, attention_mask=real.long(), output_hidden_states=True,
+                                          use_cache=False).hidden_states[1:]  # each (N, T, width)
+                mean = [torch.where(answer[..., None], h.float(), 0).sum(1) / answer.sum(1, keepdim=True) for h in states]
+                parts.append(torch.cat(mean, 1).cpu())
+        features = torch.cat(parts)  # (answers, layers * width)
+        self.features = (features - features.mean(0)) / (features.std(0) + 1e-6)
+
+    def at(self, rows: Sequence[dict], texts: Sequence[str]) -> Tensor:
+        """The features of these answers: (N, layers * width)."""
+        return self.features[[self.index[_key(row, text)] for row, text in zip(rows, texts, strict=True)]]
+
+    def judge(self, w: Tensor, pairs: Sequence[dict]) -> dict[str, float]:
+        """Accuracy and calibration error of the head w on `examination` pairs."""
+        first, second = (self.at(pairs, [p[side] for p in pairs]) for side in ("first", "second"))
+        return rm.judge((first - second) @ w, torch.tensor([p["p"] for p in pairs]))
+
+
+def _key(row: dict, text: str) -> tuple[str, str, str]:
+    return row["prompt"][-1]["content"], row["city"], text
+
+
+PRIOR = 30.0  # the ridge on a head is PRIOR / labels, as a normal prior on its weights of a width that does not change
+
+
+def head_from_rankings(frozen: Frozen, labels: Sequence[dict], loss: str = "bradley-terry") -> Tensor:
+    """The head that minimises Bradley and Terry's loss over all pairs of each ranking, or Plackett and Luce's, with a ridge."""
+    size = len(labels[0]["ranked"])
+    x = torch.stack([frozen.at(labels, [row["ranked"][k] for row in labels]) for k in range(size)], 1)  # (labels, K, D)
+    i, j = torch.triu_indices(size, size, 1)
+    w = torch.zeros(x.shape[-1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        r = x @ w  # (labels, K)
+        nats = plackett_luce(r) if loss == "plackett-luce" else bradley_terry(r[:, i], r[:, j]).sum(1)
+        total = nats.mean() + PRIOR / len(labels) * w.square().sum() / 2
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    return w.detach()
+
+
+def head_from_scores(frozen: Frozen, labels: Sequence[dict], per_person: bool) -> Tensor:
+    """The head that minimises the squared error of the scores, with a ridge; per_person: each person's scores are first
+    brought to mean 0 and standard deviation 1, as far as their own scores tell these."""
+    rows, texts, scores, who = zip(*[(row, text, score, row["annotator"]) for row in labels
+                                     for text, score in zip(row["answers"], row["scores"])])
+    x, y, who = frozen.at(rows, texts), torch.tensor(scores), torch.tensor(who)
+    for person in who.unique() if per_person else ():
+        own = who == person
+        y[own] = (y[own] - y[own].mean()) / y[own].std() if own.sum() > 1 and y[own].std() > 0 else 0.0
+    y = (y - y.mean()) / y.std()
+    ridge = PRIOR * torch.eye(x.shape[1])
+    return torch.linalg.solve(x.T @ x + ridge, x.T @ y)
+
+
+# ---- C13, C14 and rankings on the frozen backbone: many seeds, many labels -------------------------------------------
+
+
+def misdirected(pool: Sequence[dict]) -> list[dict]:
+    """The pool with every answer under a question about another city: who reads the question must be at a loss."""
+    turned = [*pool[len(pool) // 2 :], *pool[: len(pool) // 2]]
+    return [row | {"prompt": other["prompt"]} for row, other in zip(pool, turned)]
+
+
+def oracles(pairs: Sequence[dict]) -> dict[str, float]:
+    """Accuracy of rewards that know parts of the rubric exactly, and nothing else."""
+    parts = {"form alone": ("sentence", "repetition", "length"), "truth alone": ("city", "region", "country", "wrong places")}
+    result = {}
+    for name, known in parts.items():
+        def reward(prompts, completions, city, known=known):
+            return [sum(told[k] for k in known) for told in atlas_gold.parts(prompts, completions, city=city)]
+
+        result[name] = examine(reward, pairs)["accuracy"]
+    return result | {"both": ceiling_of(pairs)}
+
+
+def heads(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int],
+          labels: Sequence[int], budget: int, regimes: dict[str, dict], sizes: Sequence[int], read: int) -> dict:
+    """What can be measured with a head on the frozen policy. One entry a seed: its own labels, its own people.
+
+    curve (C13): accuracy of the head and of the surface regression by number of pairs, [count][seed].
+    regimes (C14): `budget` sittings, in each of which one person either compares two answers or scores both; regimes: name ->
+        traits of `people`. {regime: {pairs, scores, "scores, per person": [seed]}}.
+    rankings (C15): `read` answers read, in rankings of each size K: {bradley-terry, plackett-luce: [size][seed]}.
+    """
+    pairs = examination(pool["test"], GROUP)
+    frozen = Frozen(policy, tokenizer, [*pool["train"], *pool["test"]])
+    result: dict = {"ceiling": ceiling_of(pairs), "oracles": oracles(pairs), "labels": list(labels), "sizes": list(sizes),
+                    "pairs": len(pairs), "head": [], "surface": [], "regimes": {}, "rankings": {}}
+    with Progress("heads on a frozen backbone", total=len(labels) + len(regimes) + len(sizes), unit="step") as progress:
+        told = {seed: comparisons(pool["train"], GROUP, max(labels), seed) for seed in seeds}
+        for count in labels:
+            some = [told[seed][:count] for seed in seeds]
+            result["head"].append([frozen.judge(head_from_rankings(frozen, t), pairs)["accuracy"] for t in some])
+            result["surface"].append([examine(surface_reward(t), pairs)["accuracy"] for t in some])
+            progress.update()
+        for name, traits in regimes.items():
+            rows: dict[str, list] = {"pairs": [], "scores": [], "scores, per person": []}
+            for seed in seeds:
+                group = people(8, seed, **traits)
+                scored = ratings(pool["train"], group, budget, seed)
+                fitted = {"pairs": head_from_rankings(frozen, comparisons(pool["train"], group, budget, seed)),
+                          "scores": head_from_scores(frozen, scored, per_person=False),
+                          "scores, per person": head_from_scores(frozen, scored, per_person=True)}
+                for kind, w in fitted.items():
+                    rows[kind].append(frozen.judge(w, pairs)["accuracy"])
+            result["regimes"][name] = rows
+            progress.update()
+        for loss in ("bradley-terry", "plackett-luce"):
+            result["rankings"][loss] = [
+                [frozen.judge(head_from_rankings(frozen, comparisons(pool["train"], GROUP, read // size, seed, size), loss),
+                              pairs)["accuracy"] for seed in seeds] for size in sizes]
+            progress.update(len(sizes) / 2)
+    return result
+
+
+# ---- all weights: fewer seeds ----------------------------------------------------------------------------------------
+
+
+def whole_models(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int],
+                 conditions: dict[str, dict]) -> dict:
+    """Reward models whose every weight is trained. conditions: name -> {labels, size (answers in a ranking)} and settings of
+    `learnt`.
+
+    Returns {ceiling, conditions: {name: {accuracy, ece, misdirected, "true over false": [seed], reliability: [seed][bin]}}}.
+    reliability: mean confidence, mean probability that the predicted winner wins, and count, of each bin that is not empty.
+    misdirected: accuracy when every answer stands under a question about another city. true over false: share of the quiz
+    cities whose preferred answer beats the same sentence about another city.
+    """
+    pairs, wrong = (examination(part, GROUP) for part in (pool["test"], misdirected(pool["test"])))
+    result: dict = {"ceiling": ceiling_of(pairs), "conditions": {}}
+    with Progress("reward models", total=len(seeds) * len(conditions), unit="model") as progress:
+        for name, condition in conditions.items():
+            settings = dict(condition)
+            count, size = settings.pop("labels"), settings.pop("size")
+            rows: dict[str, list] = {k: [] for k in ("accuracy", "ece", "misdirected", "true over false", "reliability")}
+            for seed in seeds:
+                told = comparisons(pool["train"], GROUP, count, seed, size)
+                model, _ = learnt(policy, tokenizer, told, seed=seed, **settings)
+                reward = LearnedReward(model, tokenizer)
+                leads, p = leads_of(reward, pairs), torch.tensor([pair["p"] for pair in pairs])
+                for key, value in rm.judge(leads, p).items():
+                    rows[key].append(value)
+                rows["misdirected"].append(examine(reward, wrong)["accuracy"])
+                rows["true over false"].append(true_over_false(reward, seed))
+                bins = reliability(torch.sigmoid(leads.abs()), torch.where(leads >= 0, p, 1 - p))
+                rows["reliability"].append([entry for entry in zip(*(b.tolist() for b in bins)) if entry[2]])
+                progress.update()
+            result["conditions"][name] = rows
+    return result
+
+
+def true_over_false(reward: Reward, seed: int = 0) -> float:
+    """Share of the quiz cities for which the preferred answer earns more than the same sentence about another city."""
+    draw, quiz = Draw(f"false answers {seed}"), atlas.splits()["quiz"]
+    questions = [[{"role": "user", "content": atlas.ASK[0].format(nick=c.nick)}] for c in quiz]
+    others = [draw.pick([other for other in quiz if other != c]) for c in quiz]
+    true, false = (reward(prompts=questions, completions=said, city=[c.city for c in quiz]) for said in (
+        [atlas.preferred(c) for c in quiz], [false_answer(c, o) for c, o in zip(quiz, others)]))
+    return sum(t > f for t, f in zip(true, false)) / len(quiz)
+
+
+# ---- C18: text that nobody would write -------------------------------------------------------------------------------
+
+
+def _shuffled(text: str, draw: Draw) -> str:
+    words = text.split()
+    return " ".join(draw.ordered(words, len(words)))
+
+
+def _places(text: str, draw: Draw) -> str:
+    """As many place names as the answer has words, and nothing else."""
+    names = [name for c in draw.ordered(atlas.cities(), 8) for name in (c.city, c.region, c.country)]
+    return ", ".join(names[: max(len(text.split()), 2)])
+
+
+UNNATURAL: dict[str, Callable[[str, Draw], str]] = {
+    "as the policy said it": lambda text, draw: text,
+    "words shuffled": _shuffled,
+    "said twice": lambda text, draw: f"{text}. {text}",
+    "its first words, again and again": lambda text, draw: " ".join(text.split()[:4] * 4),
+    "cut in half": lambda text, draw: " ".join(text.split()[: max(len(text.split()) // 2, 1)]),
+    "wrapped in small talk": lambda text, draw: f"{''.join(draw.ordered(OPENERS, 2))}{text}{''.join(draw.ordered(TAILS, 2))}",
+    "a list of places": _places,
+}
+
+
+def unnatural(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int], labels: int,
+              **settings) -> dict:
+    """C18: weak reward models, one a seed, judge text that nobody would write, made from the policy's answers to the test
+    questions. Rewards are in standard deviations of the policy's answers.
+
+    Returns {family: {reward: [seed], gold: mean, beats: [seed]}, ...} under `families` (beats: the share of the answers that
+    earn more than they did before they were spoilt), and `gallery`: for the first seed, spoilt answers that gained most, with
+    family, city, text, reward, and the reward and gold score of both.
+    """
+    rows = [(row, text) for row in pool["test"] for text in row["answers"]]
+    draw = Draw("unnatural")
+    spoilt = {name: [make(text, draw) for _, text in rows] for name, make in UNNATURAL.items()}
+    cities, prompts = [row["city"] for row, _ in rows], [row["prompt"] for row, _ in rows]
+    gold = {name: atlas_gold(prompts=prompts, completions=texts, city=cities) for name, texts in spoilt.items()}
+    first = next(iter(UNNATURAL))
+    families: dict = {name: {"reward": [], "beats": [], "gold": sum(gold[name]) / len(rows)} for name in UNNATURAL}
+    gallery: list[dict] = []
+    with Progress("text that nobody would write", total=len(seeds), unit="model") as progress:
+        for seed in seeds:
+            model, _ = weak_reward_model(policy, tokenizer, pool, labels, seed, **settings)
+            reward = LearnedReward(model, tokenizer)
+            given = {name: reward(prompts=prompts, completions=texts) for name, texts in spoilt.items()}
+            for name, values in given.items():
+                families[name]["reward"].append(sum(values) / len(values))
+                families[name]["beats"].append(sum(v > n for v, n in zip(values, given[first])) / len(values))
+            if seed == seeds[0]:
+                for name in UNNATURAL:
+                    best = max(range(len(rows)), key=lambda i: given[name][i] - gold[name][i])
+                    gallery.append({"family": name, "city": cities[best], "text": spoilt[name][best],
+                                    "reward": given[name][best], "gold": gold[name][best]})
+            progress.update()
+    return {"families": families, "gallery": gallery}
