@@ -8,13 +8,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms import grpo
-from course_lib.environments import LMAgent, Questions
+from course_lib.environments import Letters, LMAgent, Questions, TableAgent
 from course_lib.exact import TableLM
 from course_lib.experiments import starts
-from course_lib.objectives import group_advantages
 from course_lib.progress import Progress
 from course_lib.rewards import Reward, RuleReward
-from course_lib.worlds.draw import Draw
 
 LENGTH = 32  # tokens of an answer
 
@@ -68,4 +66,56 @@ def rule_study(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world
             for name in CURVES:
                 result["curves"][name].append([entry[name] for entry in history])
             progress.update()
+    return result
+
+
+# ---- C24: the length of an answer in its loss ------------------------------------------------------------------------
+# Texts of letters whose first letter alone decides whether they are right, so that nothing rewards or punishes length.
+
+
+def first_letter_lm(length: int = 6) -> tuple[TableLM, torch.Tensor]:
+    """The enumerable language model over a and b, all next tokens equally likely, and the reward: 1 for texts that begin
+    with a, (S,)."""
+    model = TableLM(2, length)
+    return model, (model.ids[:, 0] == 0).float()
+
+
+def lengths(model: TableLM, right: torch.Tensor) -> dict[str, float]:
+    """Exactly: the chance of a right text, and the mean length of right and of wrong ones, END included."""
+    p, n = model().exp().detach(), model.mask.sum(1)
+    return {"right": float((p * right).sum()),
+            **{name: float((p * part * n).sum() / (p * part).sum())
+               for name, part in (("length of right", right), ("length of wrong", 1 - right))}}
+
+
+def length_flow(average: str, steps: int = 40, lr: float = 4.0) -> list[dict[str, float]]:
+    """Gradient ascent on the exact expectation of GRPO's objective over all texts, one update a batch: nothing is sampled.
+
+    The advantage is r - E[r], what a large group's is before the deviation divides it. Returns `lengths` before each step.
+    """
+    model, right = first_letter_lm()
+    mask, history = model.mask, []
+    for _ in range(steps):
+        history.append(lengths(model, right))
+        logprobs = model.token_logprobs()                                       # (S, length)
+        p = logprobs.sum(1).exp().detach()[:, None]                             # (S, 1)
+        n = mask.sum(1, keepdim=True)
+        share = {"sequence": 1 / n, "token": 1 / (p * n).sum(), "constant": 1 / model.length}[average]
+        advantages = right[:, None] - (p * right[:, None]).sum()
+        (gradient,) = torch.autograd.grad((p * advantages * share * logprobs).sum(), [model.logits])
+        with torch.no_grad():
+            model.logits += lr * gradient
+    return history
+
+
+def length_runs(seeds: Sequence[int], steps: int = 25, lr: float = 0.05) -> dict[str, list[dict[str, float]]]:
+    """The same with sampled groups through `grpo.train`: variant -> `lengths` at the end of each seed's run."""
+    result: dict[str, list] = {}
+    for name in ("GRPO", "Dr. GRPO"):
+        result[name] = []
+        for seed in seeds:
+            model, right = first_letter_lm()
+            config = grpo.GRPOConfig(steps=steps, lr=lr, seed=seed, longest=model.length, **grpo.VARIANTS[name])
+            grpo.train(TableAgent(model), Letters(right), config, label=name)
+            result[name].append(lengths(model, right))
     return result

@@ -2,10 +2,11 @@
 
 from .betaslider import BetaSlider
 from .explorer import TokenExplorer
+from .group import GroupViewer
 from .klmap import KLMap
 from .labeller import Labeller
 from .lossmask import LossMask
 from .oneupdate import OneUpdate
 from .wordbyword import WordByWord
 
-__all__ = ["BetaSlider", "KLMap", "Labeller", "LossMask", "OneUpdate", "TokenExplorer", "WordByWord"]
+__all__ = ["BetaSlider", "GroupViewer", "KLMap", "Labeller", "LossMask", "OneUpdate", "TokenExplorer", "WordByWord"]
