@@ -12,27 +12,21 @@ from course_lib.environments import Letters, LMAgent, Questions, TableAgent
 from course_lib.exact import TableLM
 from course_lib.experiments import starts
 from course_lib.progress import Progress
-from course_lib.rewards import Reward, RuleReward
+from course_lib.rewards import Reward
+from course_lib.rewards.code import CodeReward
+from course_lib.rewards.maths import maths_reward
 
 LENGTH = 32  # tokens of an answer
 
 
-def _sum(completion: str, answer: int) -> dict[str, float]:
-    head, mark, tail = completion.rpartition("#")
-    number = tail.strip()
-    form = bool(mark) and number.lstrip("-").isdigit()
-    return {"right": float(form and int(number) == answer), "format": 0.1 * form}
-
-
-sum_reward = RuleReward(_sum)
-
-
 def rows_of(world: str, part: str, count: int) -> list[dict]:
+    """Problems of the world "sums" or "functions", with the column that their reward reads."""
     return {"sums": starts.sum_rows, "functions": starts.function_rows}[world](part, count)
 
 
 def reward_of(world: str) -> Reward:
-    return {"sums": sum_reward}[world]
+    """1 for a right answer: by its final number, and 0.1 for its form; or by unit tests in the sandbox."""
+    return {"sums": maths_reward(), "functions": CodeReward()}[world]
 
 
 def learn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: str, config: grpo.GRPOConfig, *,

@@ -12,6 +12,7 @@ from course_lib.algorithms import sft
 from course_lib.lm.sampling import sample
 from course_lib.objectives import pass_at_k
 from course_lib.rewards import Reward
+from course_lib.rewards.code import unit_tests
 from course_lib.worlds import functions, sums
 from course_lib.worlds.draw import Draw
 
@@ -102,8 +103,5 @@ def function_rows(part: str, count: int, seed: int = 0) -> list[dict]:
     turns = zip(*(draw.ordered(of_kind, min(map(len, kinds.values()))) for of_kind in kinds.values()))
     rows = []
     for task in [task for turn in turns for task in turn][:count]:
-        scope: dict = {}
-        exec(task.code, scope)  # the reference solution, from this repository
-        tests = [[[x], scope["f"](x)] for x in task.inputs]
-        rows.append({"prompt": [{"role": "user", "content": functions.describe(task, draw)}], "tests": tests})
+        rows.append({"prompt": [{"role": "user", "content": functions.describe(task, draw)}], "tests": unit_tests(task)})
     return rows
