@@ -175,6 +175,21 @@ SIZES = {
         "smoke": dict(seeds=[1, 2], labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
         "seconds": 45,
     },
+    "grpo_sums": {
+        "full": dict(world="sums", seeds=[0, 1, 2], steps=40, lr=3e-4, test=150),
+        "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
+        "seconds": 110,
+    },
+    "grpo_weak": {
+        "full": dict(world="sums", seeds=[0, 1, 2], steps=40, lr=3e-4, test=150),
+        "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
+        "seconds": 110,
+    },
+    "grpo_functions": {
+        "full": dict(world="functions", seeds=[0, 1, 2], steps=30, lr=3e-4, test=111),
+        "smoke": dict(world="functions", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
+        "seconds": 90,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -214,6 +229,14 @@ NEEDS = {"base": (), "reinforce_letters": (), "rlhf_optimum": (), "rlhf_rewards"
          "answers": ("policy_sft",), "reward_model": ("policy_sft", "answers")}
 FAMILIES = {"preference": ("policy_sft", "answers"), "reinforce": ("policy_sft",),
             "rlhf": ("policy_sft", "rlhf_rewards")}  # the studies whose names begin so, and what they are made from
+GRPO_CODE = (*START_CODE, "course_lib.algorithms.grpo", "course_lib.algorithms.ppo:orders", "course_lib.rewards.maths",
+             "course_lib.rewards.code", "course_lib.lm.sampling:draw_tokens,uniforms",
+             "course_lib.algorithms.reinforce:accumulate,adam,learning_rate",
+             "course_lib.environments:LMAgent,Questions,play",
+             "course_lib.objectives:clipped_surrogate,degenerate,group_advantages,pass_at_k,token_weights",
+             "course_lib.experiments.starts:sum_rows,function_rows,solve_rates",
+             "course_lib.experiments.grpo:LENGTH,rows_of,reward_of,learn,rule_study")
+NEEDS |= {"grpo_sums": ("sums_start",), "grpo_weak": ("sums_weak",), "grpo_functions": ("functions_start",)}
 STARTS = ("sums_start", "sums_weak", "functions_start")
 
 
@@ -243,7 +266,7 @@ def recipe(name: str) -> Recipe:
     needs = tuple(map(recipe, above))
     code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE, "answers": ANSWERS_CODE,
             "reward_model": LEARNT_CODE, **dict.fromkeys(STARTS, START_CODE)}.get(name)
-    families = {"preference": PREFERENCE_CODE, "reinforce": REINFORCE_CODE, "rlhf": RLHF_CODE}
+    families = {"preference": PREFERENCE_CODE, "reinforce": REINFORCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE}
     code = code or families.get(name.split("_")[0], SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
@@ -311,6 +334,16 @@ def _start(name: str) -> Callable[[Path, object], None]:
         history = start(model, tokenizer, **size(name))
         save_lm(folder, model, tokenizer)
         save_json(folder / "result.json", {"history": history})
+
+    return build
+
+
+def _grpo(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments.grpo import rule_study
+        from course_lib.lm.model import load_lm
+
+        save_json(folder / "result.json", rule_study(*load_lm(*NEEDS[name]), **size(name)))
 
     return build
 
@@ -383,4 +416,5 @@ _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _ans
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
 _BUILD |= {name: _preference_study(name) for name in SIZES if name.startswith("preference")}
 _BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
+_BUILD |= {name: _grpo(name) for name in SIZES if name.startswith("grpo")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

@@ -71,7 +71,8 @@ def sum_rows(part: str, count: int, seed: int = 0) -> list[dict]:
 
 def solve_rates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], right: Reward, *,
                 samples: int = 8, max_new_tokens: int = 32, seed: int = 0) -> dict[str, float]:
-    """Share of `rows` solved: `pass@1` and `pass@k` at temperature 1 for k = `samples`, and `greedy`; `length` in tokens.
+    """Share of `rows` solved: `pass@1`, `pass@2`, `pass@4` ... up to `samples` at temperature 1, and `greedy`; `length` in
+    tokens.
 
     right: a reward that is at least 1 for a right answer and less than 1 for any other. What was cut off is wrong.
     """
@@ -86,7 +87,8 @@ def solve_rates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
         correct = [reward >= 1 and done for reward, done in zip(rewards, finished)]
         counts = [sum(correct[i : i + n]) for i in range(0, len(correct), n)]
         if temperature:
-            rates |= {f"pass@{k}": sum(pass_at_k(n, c, k) for c in counts) / len(rows) for k in sorted({1, n})}
+            ks = [2**i for i in range(n.bit_length())]  # 1, 2, 4 ... n
+            rates |= {f"pass@{k}": sum(pass_at_k(n, c, k) for c in counts) / len(rows) for k in ks}
             rates["length"] = float(out.completion_mask.sum(1).float().mean())
         else:
             rates["greedy"] = sum(counts) / len(rows)

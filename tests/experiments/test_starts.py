@@ -72,7 +72,7 @@ def test_solve_rates_count_only_finished_and_right_answers(lm):
     rows = starts.sum_rows("test", 3)
     right = lambda prompts, completions, answer, finished: [1.0] * len(completions)  # noqa: E731
     rates = starts.solve_rates(model, tokenizer, rows, right, samples=4, max_new_tokens=2)
-    assert rates.keys() == {"pass@1", "pass@4", "greedy", "length"}
+    assert rates.keys() == {"pass@1", "pass@2", "pass@4", "greedy", "length"}
     assert 0 <= rates["pass@1"] <= rates["pass@4"] < 1  # a random model hardly ever ends within two tokens
     wrong = lambda prompts, completions, answer, finished: [0.1] * len(completions)  # noqa: E731
     never = starts.solve_rates(model, tokenizer, rows, wrong, samples=4, max_new_tokens=40)
