@@ -10,6 +10,7 @@ The last columns are the course's recipe, whose Muon step costs more and needs f
 
 import argparse
 import copy
+import importlib.util
 import json
 import platform
 import statistics
@@ -91,6 +92,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     args = parser.parse_args()
+    if importlib.util.find_spec("accelerate") is None:
+        parser.error("Hugging Face's Trainer needs accelerate: pip install accelerate")
     torch.set_num_threads(args.threads)
     base = build_lm(Vocabulary(), (256, 4, 4, 768), context=CONTEXT, device="cpu")
     rows = torch.randint(3, 512, (ROWS * args.steps, CONTEXT), generator=torch.Generator().manual_seed(0))
