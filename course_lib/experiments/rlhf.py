@@ -265,8 +265,9 @@ def smooth(values: Sequence[float], width: int = 5) -> list[float]:
 def turnover(run: dict, width: int = 5) -> dict[str, float]:
     """What became of a run's smoothed gold reward: `start`, `peak`, `end`, and the `step` and `kl` of the peak."""
     gold, kl = smooth(run["gold"], width), smooth(run["kl"], width)
-    top = max(range(width - 1, len(gold)), key=gold.__getitem__)
-    return {"start": gold[width - 1], "peak": gold[top], "end": gold[-1], "step": top + 1, "kl": kl[top]}
+    first = min(width, len(gold)) - 1  # before it there are fewer than `width` batches to average
+    top = max(range(first, len(gold)), key=gold.__getitem__)
+    return {"start": gold[first], "peak": gold[top], "end": gold[-1], "step": top + 1, "kl": kl[top]}
 
 
 def early_stop(runs: Sequence[dict], width: int = 5) -> list[float]:
@@ -278,7 +279,7 @@ def early_stop(runs: Sequence[dict], width: int = 5) -> list[float]:
     stopped = []
     for i, (kl, gold) in enumerate(curves):
         others = [c for j, c in enumerate(curves) if j != i]
-        budgets = [k for c in others for k in c[0][width - 1 :]]
+        budgets = [k for c in others for k in c[0][min(width, len(kl)) - 1 :]]
         budget = max(budgets, key=lambda b: sum(g[_first(k, b)] for k, g in others))
         stopped.append(gold[_first(kl, budget)])
     return stopped

@@ -317,7 +317,7 @@ table(["question", "what the policy says now", "learned", "gold"],
 # %%
 hack = artifacts.result("rlhf_hacking")
 free, control = hack["beta 0"], hack["gold itself"]
-fig, axes = plots.subplots(1, 2, height=4.2)
+fig, axes = plots.subplots(1, 2, height=4.2, sharey=True)
 at = list(range(1, len(free[0]["gold"]) + 1))
 for ax, runs, title in ((axes[0], free, "a learned reward is optimised"), (axes[1], control, "control: gold itself is")):
     for name, label in (("proxy", "the reward that is optimised"), ("gold", "gold")):
@@ -357,7 +357,7 @@ def opening(rows):
     words, count = Counter(" ".join(row[2].split()[:3]) for row in rows).most_common(1)[0]
     return f"{words} ... ({count / len(rows):.0%})"
 
-
+# %%
 before = anatomy([row for run in free for row in run["first"]])
 lost = {}
 for seed, run in enumerate(free):
@@ -476,8 +476,8 @@ bon = artifacts.result("rlhf_best_of")
 
 
 def gains(curve, kl, start):
-    """(d, gold gained) of a curve, where the KL is above 0.1 and below the cap."""
-    return [(k, gold - start) for k, gold in zip(kl, curve) if 0.1 < k < CAP]
+    """(KL, gold gained) along a curve, up to the cap."""
+    return [(k, gold - start) for k, gold in zip(kl, curve) if 0 < k < CAP]
 
 
 points = {"best of n": [pair for gold in bon["gold"] for pair in gains(gold, bon["kl"], gold[0])],
@@ -499,9 +499,9 @@ for (name, pairs), column in zip(points.items(), axes.T):
         column[0].plot(line, fit(line, form), color=plots.PALETTE[i], marker="none", label=form)
         column[1].plot(d, fit.residuals, "os"[i], color=plots.PALETTE[i], markersize=3, linestyle="none")
     column[0].set_title(name)
+    column[0].set_ylabel("gold gained")
+    column[1].set_ylabel("residual")
     column[1].set_xlabel("d = √KL")
-axes[0, 0].set_ylabel("gold gained")
-axes[1, 0].set_ylabel("residual")
 axes[0, 1].legend(fontsize=9)
 r2 = {name: {form: fit.r2 for form, fit in both.items()} for name, both in fits.items()}
 better = {name: max(both, key=both.get) for name, both in r2.items()}
