@@ -476,8 +476,8 @@ bon = artifacts.result("rlhf_best_of")
 
 
 def gains(curve, kl, start):
-    """(KL, gold gained) along a curve, up to the cap."""
-    return [(k, gold - start) for k, gold in zip(kl, curve) if 0 < k < CAP]
+    """(KL, gold gained) along a curve, up to the cap; noise may put a KL near 0 below it."""
+    return [(max(k, 1e-3), gold - start) for k, gold in zip(kl, curve) if k < CAP]
 
 
 points = {"best of n": [pair for gold in bon["gold"] for pair in gains(gold, bon["kl"], gold[0])],

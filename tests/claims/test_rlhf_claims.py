@@ -1,0 +1,64 @@
+"""C17, C19 and C20, on the artifacts that the notebook shows."""
+
+import pytest
+
+from course_lib import artifacts
+from course_lib.experiments import rlhf as lab
+from course_lib.plots import interval
+
+pytestmark = [pytest.mark.claims, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return artifacts.result("rlhf_hacking") | artifacts.result("rlhf_beta") | artifacts.result("rlhf_mitigation")
+
+
+def ends(runs):
+    return [lab.turnover(run)["end"] for run in runs]
+
+
+def test_c17_the_learned_reward_rises_to_the_end_while_gold_turns_in_every_seed(runs):
+    assert len(runs["beta 0"]) >= 5
+    for run in runs["beta 0"]:
+        proxy, gold = lab.smooth(run["proxy"]), lab.turnover(run)
+        third = len(proxy) // 3
+        assert proxy[-1] == pytest.approx(max(proxy), abs=0.1) and proxy[-1] > proxy[third] > proxy[4]
+        assert gold["peak"] > gold["start"] + 0.2 and gold["step"] < len(proxy) // 2
+        assert gold["peak"] - gold["end"] > 1.0
+
+
+def test_c17_gold_itself_does_not_turn(runs):
+    for run in runs["gold itself"]:
+        gold = lab.turnover(run)
+        assert gold["peak"] - gold["end"] < 0.3 and gold["end"] > gold["start"] + 1.0
+
+
+def test_c17_best_of_n_overoptimises_too():
+    study = artifacts.result("rlhf_best_of")
+    for proxy in study["proxy"]:
+        assert proxy == sorted(proxy)
+    gold = [sum(run[i] for run in study["gold"]) / len(study["gold"]) for i in range(len(study["n"]))]
+    assert max(gold) > gold[0] + 0.2 and max(gold) > gold[-1]
+
+
+def test_c19_gold_ends_higher_with_kl_than_without(runs):
+    free, held = ends(runs["beta 0"]), ends(runs["beta 0.3"])
+    assert len(held) == len(free) >= 5
+    assert interval([h - f for h, f in zip(held, free)]).lo > 0.5  # the same reward model, seed by seed
+    kl = {name: [lab.smooth(run["kl"])[-1] for run in runs[name]] for name in ("beta 0", "beta 0.1", "beta 0.3")}
+    means = {name: interval(values).mean for name, values in kl.items()}
+    assert means["beta 0.3"] < means["beta 0.1"] < means["beta 0"]
+
+
+def test_c19_kl_does_not_raise_the_best_gold_on_the_way(runs):
+    peaks = {name: [lab.turnover(run)["peak"] for run in runs[name]] for name in ("beta 0", "beta 0.3")}
+    assert interval([h - f for h, f in zip(peaks["beta 0.3"], peaks["beta 0"])]).lo < 0.3
+
+
+def test_c20_the_trained_policy_reaches_the_closed_form():
+    study = artifacts.result("rlhf_optimum")["tv"]
+    assert len(study["reward"]) >= 5
+    for seed, curve in enumerate(study["reward"]):
+        assert curve[0] > 0.2 and curve[-1] < 0.02
+        assert min(study["k2"][seed][-1], study["k3"][seed][-1]) > 0.02  # another objective, another optimum
