@@ -10,7 +10,7 @@ from course_lib import smoke
 from course_lib.store import Recipe, get, load_json, save_json
 
 MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_start")
-TIGHT = dict(steps=45, count=12, samples=4, lr=3e-4)  # against a reward model: as fast as the KL may still be followed
+TIGHT = dict(steps=40, count=10, samples=4, lr=3e-4)  # against a reward model: as fast as the KL may still be followed
 BRIEF = dict(steps=2, count=2, samples=2, lr=3e-4)
 SIZES = {
     "base": {
@@ -108,7 +108,7 @@ SIZES = {
         "seconds": 8,
     },
     "rlhf_rewards": {
-        "full": dict(few=dict(seeds=[0, 1, 2, 3, 4], labels=1000), many=dict(seeds=[0, 1, 2], labels=3000),
+        "full": dict(few=dict(seeds=[0, 1, 2, 3, 4], labels=1000), many=dict(seeds=[0, 1, 2], labels=2500),
                      questions=600, each=4, epochs=3, lr=1e-3),
         "smoke": dict(few=dict(seeds=[0, 1], labels=8), many=dict(seeds=[0, 1], labels=16), questions=8, each=4, epochs=1,
                       lr=1e-3),
