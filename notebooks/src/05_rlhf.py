@@ -555,11 +555,14 @@ print("Pairs that the reward models with more labels order as gold does:",
 # - **The wrong sign**, or the ratio upside down: the policy is paid for leaving. The KL in the log rises at once.
 # - **A KL of truncated samples**: sample with top-p, take log-probs of the full distribution, and the estimate comes
 #   out below zero. The KL of a whole batch that is clearly negative is always a bug.
+# - **Sampler and trainer disagree**, by a bug or by rounding. At the first step the policy *is* the reference, so the KL
+#   must be 0 (the cell below prints what was measured).
 # - **k1 in the loss**: its expected gradient is zero, whatever $\beta$ is. `RLHFConfig` refuses it.
 # - **$\beta$ is no constant of nature**: it is measured in reward per nat. Rescale the reward, and $\beta$ must follow. A
 #   controller (Ziegler et al., 2019) steers $\beta$ to a KL that you choose:
 
 # %%
+print(f"KL of the live run at its first step: {live[0]['kl']:.3f} nats")
 show(rlhf.next_beta)
 
 # %%

@@ -11,6 +11,8 @@ from course_lib.algorithms.reinforce import ReinforceConfig
 from course_lib.algorithms.rlhf import RLHFConfig, frozen, next_beta, reference_agent, reference_logprobs
 from course_lib.environments import Letters, LMAgent, Questions, TableAgent, play
 from course_lib.lm.enumerate import all_logprobs, letters_lm
+from course_lib.lm.logprobs import completion_logprobs
+from course_lib.lm.sampling import sample
 from course_lib.objectives import k1, kl_loss, sequence_logprob
 from course_lib.rewards import text_of
 
@@ -193,3 +195,16 @@ def test_masked_choices_have_no_kl():
     assert torch.equal(*sums) and not episodes.mask.all()
     losses = [kl_loss(episodes.sampled, l, episodes.mask, "k3") for l in (logref, spoilt)]
     assert torch.equal(*losses)
+
+
+def test_pitfall_kl_of_truncated_samples():
+    """Log-probs of the truncated distribution against the full one: a KL that is no KL. An agent samples from the full one."""
+    model, tokenizer = letters_lm(3, device="cpu")
+    cut = sample(model, tokenizer, [[3]], max_new_tokens=4, top_k=2, samples_per_prompt=50)
+    with torch.no_grad():
+        full = completion_logprobs(model, cut)
+    assert sequence_logprob(k1(full, cut.logprobs), cut.mask).mean() < -0.5
+    agent = LMAgent(model, tokenizer, max_new_tokens=4, precision="fp32")
+    said = agent.act([[3]] * 50, seed=0)
+    with torch.no_grad():
+        assert sequence_logprob(k1(agent.logprobs([[3]] * 50, said), said.logprobs), said.mask).abs().max() < 1e-4
