@@ -72,6 +72,10 @@ def load_lm(name_or_path: str | Path, *, device: torch.device | str | None = Non
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"no model {str(name_or_path)!r}: {hint}give one of {', '.join(names)}, a folder, or a hub "
                          f"name like 'HuggingFaceTB/SmolLM2-135M'")
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"no model in {str(name_or_path)!r}, neither as a folder here nor on the hub: {reason}") from error
     return model.to(best_device() if device is None else device).eval(), tokenizer

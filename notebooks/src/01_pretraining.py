@@ -354,8 +354,11 @@ for i, prompt in enumerate(PROMPTS):
         print(f"  step {step:4}: {' '.join(texts[i].split())[:76]}")
 
 # %% [markdown]
-# Any token at all, then the frequent ones, then form: sentences about cities, equations, lines of Python. What is *true*
-# comes last. A model of this size, with this little text, may never get there.
+# A short jump of the loss near the start is no bug: while the learning rate climbs, a step can be too long for where the
+# model stands. Clipping and the next steps bring it back. (Try half the `lr`: calmer, and slower.)
+#
+# In the samples: any token at all, then the frequent ones, then form: sentences about cities, equations, lines of
+# Python. What is *true* comes last. A model of this size, with this little text, may never get there.
 #
 # ## 6 · How good can it get? The floor (C2)
 #
