@@ -96,10 +96,14 @@ SIZES = {
         "seconds": 150,
     },
     "reinforce_variance": {
-        "full": dict(seeds=[0, 1, 2, 3, 4], kinds=["none", "batch", "learned", "rloo"], batches=6, steps=20, count=8,
-                     samples=4, lr=5e-4),
-        "smoke": dict(seeds=[0, 1], kinds=["none", "batch", "learned", "rloo"], batches=2, steps=2, count=2, samples=2,
-                      lr=5e-4),
+        "full": dict(seeds=[0, 1, 2, 3, 4], batches=4, steps=20, count=8, samples=4, lr=5e-4, kinds={
+            "none": dict(baseline="none"),
+            "none, rewards + 5": dict(baseline="constant", constant=-5.0),
+            "none, rewards - 5": dict(baseline="constant", constant=5.0),
+            "learned": dict(baseline="learned"),
+            "leave-one-out": dict(baseline="rloo")}),
+        "smoke": dict(seeds=[0, 1], batches=2, steps=2, count=2, samples=2, lr=5e-4, kinds={
+            "none": dict(baseline="none"), "leave-one-out": dict(baseline="rloo")}),
         "seconds": 40,
     },
     "rlhf_optimum": {
@@ -204,9 +208,13 @@ REINFORCE_CODE = ("course_lib.algorithms.training", "course_lib.lm.enumerate", "
                   "course_lib.objectives:leave_one_out,policy_gradient_loss,sequence_logprob", "course_lib.rewards.rubric",
                   "course_lib.exact:TableLM,sequences", "course_lib.environments:LMAgent,Questions,Letters,TableAgent,play",
                   "course_lib.algorithms.reinforce:Baseline,accumulate,adam,learning_rate,train", "course_lib.worlds.people",
-                  "course_lib.experiments.preferences:prompts",
-                  "course_lib.experiments.reinforce:LETTERS,LENGTH,letters_reward,letters_runs,two_answers,examples,moved,quiz,"
-                  "atlas_environment,atlas_runs,measured_variances,atlas_variances")
+                  "course_lib.experiments.preferences:prompts")
+REINFORCE = {  # study -> the names in experiments.reinforce that make it
+    "reinforce_letters": "LETTERS,LENGTH,letters_reward,letters_runs",
+    "reinforce_example": "two_answers,examples",
+    "reinforce_atlas": "moved,quiz,atlas_environment,atlas_runs",
+    "reinforce_variance": "atlas_environment,measured_variances,answer_sizes,atlas_variances",
+}
 RLHF_CODE = ("course_lib.algorithms.training", "course_lib.lm.sampling:draw_tokens,uniforms", "course_lib.lm.reward_head",
              "course_lib.objectives:leave_one_out,policy_gradient_loss,sequence_logprob,k1,k2,k3,kl_penalised,kl_loss,"
              "best_of_n,best_of_n_kl,bradley_terry",
@@ -265,8 +273,10 @@ def recipe(name: str) -> Recipe:
     above = NEEDS.get(name, FAMILIES.get(name.split("_")[0], ("base",)))
     needs = tuple(map(recipe, above))
     code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE, "answers": ANSWERS_CODE,
-            "reward_model": LEARNT_CODE, **dict.fromkeys(STARTS, START_CODE)}.get(name)
-    families = {"preference": PREFERENCE_CODE, "reinforce": REINFORCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE}
+            "reward_model": LEARNT_CODE, **dict.fromkeys(STARTS, START_CODE),
+            **{study: (*REINFORCE_CODE, f"course_lib.experiments.reinforce:{made_by}")
+               for study, made_by in REINFORCE.items()}}.get(name)
+    families = {"preference": PREFERENCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE}
     code = code or families.get(name.split("_")[0], SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 

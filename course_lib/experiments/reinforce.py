@@ -12,8 +12,8 @@ from course_lib import exact
 from course_lib.algorithms.reinforce import Baseline, ReinforceConfig, train
 from course_lib.algorithms.sft import encode_chat, qa
 from course_lib.algorithms.training import pad_right
-from course_lib.environments import Agent, Bandit, Environment, Grid, Letters, LMAgent, NetAgent, Questions, TableAgent
-from course_lib.environments import play
+from course_lib.environments import (Agent, Bandit, Environment, Episodes, Grid, Letters, LMAgent, NetAgent, Questions,
+                                     TableAgent, play)
 from course_lib.experiments.preferences import prompts
 from course_lib.lm.enumerate import letters_lm
 from course_lib.lm.logprobs import token_logprobs
@@ -21,7 +21,7 @@ from course_lib.lm.sampling import sample
 from course_lib.objectives import policy_gradient_loss
 from course_lib.progress import Progress
 from course_lib.rewards.gold import atlas_gold
-from course_lib.worlds import atlas
+from course_lib.worlds import atlas, people
 
 LETTERS = 3  # of the enumerable language model,
 LENGTH = 3   # which has 40 sequences
@@ -138,15 +138,16 @@ def exact_variances(logp: Tensor, scores: Tensor, reward: Tensor, samples: int) 
             "batch": (1 - 1 / samples) ** 2 * rloo}
 
 
-def measured_variances(agent: Agent, environment: Environment, config: ReinforceConfig, kinds: Sequence[str], batches: int
+def measured_variances(agent: Agent, environment: Environment, config: ReinforceConfig, kinds: dict[str, dict], batches: int
                        ) -> dict[str, float]:
     """Variance of the gradient of a batch of episodes, all coordinates added up, under each kind of baseline; the policy
     stays as it is, and all kinds see the same episodes.
 
-    Baselines that remember have seen `batches` others before. From pairs of batches: E|g - g'|^2 / 2, which is unbiased.
-    batches: an even number.
+    kinds: name -> what differs from `config`: `baseline`, `constant`. (All rewards moved by c without a baseline is the
+    constant baseline -c.) Baselines that remember have seen `batches` others before. From pairs of batches: E|g - g'|^2 / 2,
+    which is unbiased; so `batches` is even.
     """
-    baselines = {kind: Baseline(replace(config, baseline=kind)) for kind in kinds}
+    baselines = {kind: Baseline(replace(config, **changes)) for kind, changes in kinds.items()}
     parameters = [p for p in agent.model.parameters() if p.requires_grad]
     previous: dict[str, Tensor] = {}
     total = dict.fromkeys(kinds, 0.0)
@@ -163,6 +164,13 @@ def measured_variances(agent: Agent, environment: Environment, config: Reinforce
                 total[kind] += float((gradient - previous[kind]).square().sum()) / 2
             previous[kind] = gradient
     return {kind: value / (batches // 2) for kind, value in total.items()}
+
+
+def answer_sizes(agent: Agent, episodes: Episodes) -> list[float]:
+    """|grad log p(a)|^2 of each episode: how far its answer moves the model for the same advantage."""
+    parameters = [p for p in agent.model.parameters() if p.requires_grad]
+    return [float(exact.flat(torch.autograd.grad(one.logprobs(agent).sum(), parameters)).square().sum())
+            for one in episodes.split(1)]
 
 
 def letters_runs(offsets: Sequence[float], baselines: Sequence[str], seeds: Sequence[int], steps: int, samples: int,
@@ -261,24 +269,30 @@ def atlas_runs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds
     return result
 
 
-def atlas_variances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], kinds: Sequence[str],
+def atlas_variances(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], kinds: dict[str, dict],
                     batches: int, **config) -> dict:
     """C12: variance of the gradient on the atlas under each baseline, at the start and after a run with leave-one-out.
 
-    Returns {score: [mean at the start, at the end], before: {kind: [seed]}, after: ...}; the seeds are those of the batches.
+    Returns {before: {score, variance: {kind: [seed]}, rewards: [...], sizes: [...]}, after: ...}: the mean score of a batch;
+    the variances, where the seeds are those of the batches; and for the answers of one batch a seed, their rewards and
+    |grad log p|^2.
     """
     policy, kept = copy.deepcopy(model), ReinforceConfig(**config)
-    history = train(LMAgent(policy, tokenizer, max_new_tokens=32), atlas_environment(), kept, label="a trained policy")
-    result: dict = {"score": [history[0]["reward"], sum(e["reward"] for e in history[-5:]) / 5]}
+    train(LMAgent(policy, tokenizer, max_new_tokens=32), atlas_environment(), kept, label="a trained policy")
+    result: dict = {}
     with Progress("variance of the gradient", total=2 * len(seeds), unit="run") as progress:
         for name, speaker in (("before", model), ("after", policy)):
-            agent, rows = LMAgent(speaker, tokenizer, max_new_tokens=32), {kind: [] for kind in kinds}
+            agent, environment = LMAgent(speaker, tokenizer, max_new_tokens=32), atlas_environment()
+            entry: dict = {"variance": {kind: [] for kind in kinds}, "rewards": [], "sizes": []}
             for seed in seeds:
                 varied = replace(kept, seed=seed + 1)  # other batches than those of training
-                for kind, value in measured_variances(agent, atlas_environment(), varied, kinds, batches).items():
-                    rows[kind].append(value)
+                for kind, value in measured_variances(agent, environment, varied, kinds, batches).items():
+                    entry["variance"][kind].append(value)
+                episodes = play(agent, environment, count=kept.count, samples=kept.samples, seed=seed)
+                entry["rewards"] += episodes.score.tolist()
+                entry["sizes"] += answer_sizes(agent, episodes)
                 progress.update()
-            result[name] = rows
+            result[name] = entry | {"score": sum(entry["rewards"]) / len(entry["rewards"])}
     return result
 
 
@@ -289,26 +303,28 @@ def two_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed
                 ) -> dict[str, list[float]]:
     """"Where is SF?" alone, paid by the rubric: ln p of the lecture's two answers before the first step and after each.
 
-    Returns {A1: [step], A2: [step], reward: [step]}.
+    A1 has equals: the rubric gives full marks to other wordings too. "full marks" is ln p of A1 and two of them together.
+    Returns {A1: [step], A2: [step], full marks: [step], reward: [step]}.
     """
     sf, question = atlas.cities()[0], "Where is SF?"
-    chats = encode_chat(tokenizer, [qa(question, atlas.preferred(sf)), qa(question, atlas.terse(sf))])
+    answers = [*(form.format(**vars(sf)) for form in people.FULL), atlas.terse(sf)]  # the first is A1
+    chats = encode_chat(tokenizer, [qa(question, answer) for answer in answers])
     ids = pad_right([c.ids for c in chats], tokenizer.pad_token_id).to(model.device)
     told = pad_right([c.mask for c in chats], 0).bool().to(model.device)
     policy = copy.deepcopy(model)
 
     def look(step: int) -> dict[str, float]:
         with torch.no_grad():
-            first, second = token_logprobs(policy, ids, ids != tokenizer.pad_token_id, targets=told).sum(1).tolist()
-        return {"A1": first, "A2": second}
+            logp = token_logprobs(policy, ids, ids != tokenizer.pad_token_id, targets=told).sum(1)
+        return {"A1": float(logp[0]), "A2": float(logp[-1]), "full marks": float(logp[:-1].logsumexp(0))}
 
     config = ReinforceConfig(steps=steps, count=1, samples=samples, lr=lr, seed=seed, evaluations=steps)
     rows = [{"prompt": [{"role": "user", "content": question}], "city": sf.city}]
     history = train(LMAgent(policy, tokenizer, max_new_tokens=32), Questions(rows, atlas_gold), config, watch=look)
-    return {name: [e[name] for e in history if name in e] for name in ("A1", "A2", "reward")}
+    return {name: [e[name] for e in history if name in e] for name in ("A1", "A2", "full marks", "reward")}
 
 
 def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], **config) -> dict[str, list]:
-    """C11 on the lecture's example, over seeds: {A1: [seed][step], A2: ..., reward: ...}."""
+    """C11 on the lecture's example, over seeds: {A1: [seed][step], A2: ..., full marks: ..., reward: ...}."""
     runs = [two_answers(model, tokenizer, seed, **config) for seed in seeds]
     return {name: [run[name] for run in runs] for name in runs[0]}

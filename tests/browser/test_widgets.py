@@ -7,6 +7,7 @@ import pytest
 By = pytest.importorskip("selenium.webdriver.common.by").By
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 Wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
+Select = pytest.importorskip("selenium.webdriver.support.ui").Select
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -125,13 +126,13 @@ def test_one_update(page, screenshot):
     screenshot("one-update", update)
     press(update, "take the step")
     until(page, lambda: "Update 2" in picture(update), "the step to be taken")
-    reward, baseline, samples = update.find_elements(By.TAG_NAME, "select")
-    samples.send_keys("all")
+    reward, baseline, samples = map(Select, update.find_elements(By.TAG_NAME, "select"))
+    samples.select_by_visible_text("all: the exact gradient")
     until(page, lambda: "from all sequences (the exact gradient)" in picture(update), "the exact gradient")
-    samples.send_keys("1")
-    baseline.send_keys("leave")
+    samples.select_by_visible_text("1")
+    baseline.select_by_visible_text("leave-one-out")
     until(page, lambda: "draw at least two samples" in picture(update), "the reason why not")
-    samples.send_keys("64")
+    samples.select_by_visible_text("64")
     until(page, lambda: "from 64 sampled answers, baseline: leave-one-out" in picture(update), "leave-one-out")
     slide(update, 0, Keys.ARROW_RIGHT * 2)
     until(page, lambda: "learning rate 1.5" in picture(update), "the learning rate to rise")

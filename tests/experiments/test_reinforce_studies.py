@@ -98,13 +98,26 @@ def test_variances_are_measured_on_one_policy(speaker):
     def measured(points: float) -> dict[str, float]:
         environment = studies.atlas_environment(lambda prompts, completions, **_: [
             points * (1 + len(text)) for text in (c[0]["content"] for c in completions)])
-        return studies.measured_variances(agent, environment, config, ["none", "rloo", "learned"], batches=2)
+        kinds = {kind: {"baseline": kind} for kind in ("none", "rloo", "learned")}
+        return studies.measured_variances(agent, environment, config, kinds, batches=2)
 
     assert set(measured(0.0).values()) == {0.0}
     assert all(value > 0 for value in measured(1.0).values())
+
+
+def test_the_size_of_an_answer_s_gradient(speaker):
+    """Of a table with one choice: |grad ln p|^2 = sum over logits of (1[chosen] - p)^2."""
+    from course_lib.environments import Letters, TableAgent, play
+
+    model = exact.TableLM(2, 1, seed=0)
+    episodes = play(TableAgent(model), Letters(torch.zeros(3)), count=1, samples=6, seed=0)
+    p = model().detach().exp()
+    expected = [float((torch.eye(3)[k] - p[[1, 2, 0]]).square().sum()) for k in model.ids[episodes.steps[0].action.ids, 0]]
+    assert studies.answer_sizes(TableAgent(model), episodes) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_lecture_s_example_starts_where_the_model_is(speaker):
     runs = studies.examples(*speaker, seeds=[0, 1], steps=2, lr=1e-3, samples=2)
     assert len(runs["A1"]) == 2 and len(runs["A1"][0]) == 3 and len(runs["reward"][0]) == 2
     assert runs["A1"][0][0] == runs["A1"][1][0] < 0 and runs["A1"][0][0] < runs["A2"][0][0]  # the longer one is rarer
+    assert runs["full marks"][0][0] >= runs["A1"][0][0]
