@@ -194,6 +194,26 @@ SIZES = {
         "smoke": dict(world="functions", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
         "seconds": 90,
     },
+    "ppo_bias": {
+        "full": dict(seeds=list(range(20)), lams=[0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0], letters=3, length=4, episodes=200),
+        "smoke": dict(seeds=[0, 1], lams=[0.0, 0.5, 1.0], letters=2, length=2, episodes=20),
+        "seconds": 2,
+    },
+    "ppo_stability": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], lrs=[1e-3, 2e-3], steps=24, start_steps=300, wrong=0.5),
+        "smoke": dict(seeds=[0, 1], lrs=[1e-3, 2e-3], steps=1, start_steps=2, wrong=0.5),
+        "seconds": 110,
+    },
+    "ppo_details": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], lr=1e-3, steps=24, start_steps=300, wrong=0.5),
+        "smoke": dict(seeds=[0, 1], lr=1e-3, steps=1, start_steps=2, wrong=0.5),
+        "seconds": 90,
+    },
+    "ppo_sums": {
+        "full": dict(seeds=[0, 1, 2], steps=12, lr=3e-4, count=8, samples=8, test=100),
+        "smoke": dict(seeds=[0, 1], steps=1, lr=3e-4, count=2, samples=2, test=2),
+        "seconds": 90,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -246,6 +266,17 @@ GRPO_CODE = (*START_CODE, "course_lib.algorithms.grpo", "course_lib.algorithms.p
              "course_lib.experiments.grpo:LENGTH,rows_of,reward_of,learn,rule_study")
 NEEDS |= {"grpo_sums": ("sums_start",), "grpo_weak": ("sums_weak",), "grpo_functions": ("functions_start",)}
 STARTS = ("sums_start", "sums_weak", "functions_start")
+PPO_CODE = ("course_lib.algorithms.training", "course_lib.algorithms.ppo", "course_lib.lm.heads", "course_lib.lm.enumerate",
+            "course_lib.algorithms.reinforce:Run,accumulate,adam,learning_rate,train",
+            "course_lib.environments:LMAgent,Questions,Episodes,play", "course_lib.lm.sampling:draw_tokens,uniforms",
+            "course_lib.objectives:gae,clipped_surrogate,clipped_value_losses,whiten,token_rewards,last_token",
+            "course_lib.experiments.ppo:LETTERS,LENGTH,END,SIGNS,ARMS,DETAILS,words,backwards,is_right,_slip,backwards_start,"
+            "chance_right,learn_backwards,_summary,_arms,stability,details")
+PPO_SUMS_CODE = (*PPO_CODE, "course_lib.rewards.maths", "course_lib.experiments.starts:sum_rows,solve_rates",
+                 "course_lib.experiments.ppo:on_sums")
+GAE_CODE = ("course_lib.objectives:gae", "course_lib.exact:TableLM,sequences,state_values,policy_gradient",
+            "course_lib.experiments.ppo:gae_gradients,learnt_values,bias_and_variance")
+NEEDS |= {"ppo_bias": (), "ppo_stability": (), "ppo_details": (), "ppo_sums": ("sums_start",)}
 
 
 def names() -> tuple[str, ...]:
@@ -273,10 +304,11 @@ def recipe(name: str) -> Recipe:
     above = NEEDS.get(name, FAMILIES.get(name.split("_")[0], ("base",)))
     needs = tuple(map(recipe, above))
     code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE, "answers": ANSWERS_CODE,
-            "reward_model": LEARNT_CODE, **dict.fromkeys(STARTS, START_CODE),
+            "reward_model": LEARNT_CODE, "ppo_bias": GAE_CODE, "ppo_sums": PPO_SUMS_CODE,
+            **dict.fromkeys(STARTS, START_CODE),
             **{study: (*REINFORCE_CODE, f"course_lib.experiments.reinforce:{made_by}")
                for study, made_by in REINFORCE.items()}}.get(name)
-    families = {"preference": PREFERENCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE}
+    families = {"preference": PREFERENCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE, "ppo": PPO_CODE}
     code = code or families.get(name.split("_")[0], SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
@@ -421,10 +453,27 @@ def _rlhf_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
+def _ppo_study(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments import ppo
+        from course_lib.lm.model import load_lm
+
+        numbers = {
+            "ppo_bias": lambda: ppo.bias_and_variance(**size(name)),
+            "ppo_stability": lambda: ppo.stability(**size(name)),
+            "ppo_details": lambda: ppo.details(**size(name)),
+            "ppo_sums": lambda: ppo.on_sums(*load_lm("sums_start"), **size(name)),
+        }[name]()
+        save_json(folder / "result.json", numbers)
+
+    return build
+
+
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _answers, "reward_model": _reward_model,
           **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
 _BUILD |= {name: _preference_study(name) for name in SIZES if name.startswith("preference")}
 _BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
 _BUILD |= {name: _grpo(name) for name in SIZES if name.startswith("grpo")}
+_BUILD |= {name: _ppo_study(name) for name in SIZES if name.startswith("ppo")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

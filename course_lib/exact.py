@@ -90,6 +90,17 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
+@torch.no_grad()
+def state_values(model: TableLM, reward: Tensor) -> Tensor:
+    """V(s_t) = E[R | the text before token t], what a perfect critic says: (S, length), 0 where masked. reward: (S,)."""
+    p = model().exp()                                                                  # (S,)
+    weighted, total = torch.zeros(2, len(model.logits), dtype=p.dtype, device=p.device)
+    for column, real in zip(model.prefix.T, model.mask.T):                             # texts that begin alike share a row
+        total.index_add_(0, column[real], p[real])
+        weighted.index_add_(0, column[real], (p * reward.to(p))[real])
+    return torch.where(model.mask, (weighted / total)[model.prefix], 0)
+
+
 def entropy(logp: Tensor) -> Tensor:
     """H(p) = -sum_a p(a) ln p(a) in nats. logp: (S,). Returns a scalar."""
     return -(logp.exp() * logp).sum()

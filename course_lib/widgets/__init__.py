@@ -1,7 +1,9 @@
 """Interactive parts of the notebooks; each also has `.text()` and a picture that stays in a saved notebook."""
 
 from .betaslider import BetaSlider
+from .clip import ClipExplorer
 from .explorer import TokenExplorer
+from .gae import GaeSlider
 from .group import GroupViewer
 from .klmap import KLMap
 from .labeller import Labeller
@@ -9,4 +11,5 @@ from .lossmask import LossMask
 from .oneupdate import OneUpdate
 from .wordbyword import WordByWord
 
-__all__ = ["BetaSlider", "GroupViewer", "KLMap", "Labeller", "LossMask", "OneUpdate", "TokenExplorer", "WordByWord"]
+__all__ = ["BetaSlider", "ClipExplorer", "GaeSlider", "GroupViewer", "KLMap", "Labeller", "LossMask", "OneUpdate",
+           "TokenExplorer", "WordByWord"]
