@@ -68,7 +68,7 @@ class ClipState:
             for r, (value, slope) in curve.items():
                 colour = ORANGE if r == here else BLUE if slope else GREY
                 bar = tag("div", background=colour, width="12px", height=f"{max(sign * value, 0) * scale:.0f}px")
-                cells.append(tag("td", bar, title=f"ratio {r}: objective {signed(value)}, slope {signed(slope)}", padding="0 2px",
+                cells.append(tag("td", bar, title=f"ratio {r}: objective {signed(value)}, slope {signed(slope)}", padding="0",
                                  height=f"{PIXELS}px", vertical_align=align, background="#ffffff",
                                  border_bottom=f"1px solid {LINE}" if sign > 0 else "0"))
             halves.append(tag("tr", *cells))
