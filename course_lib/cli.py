@@ -138,6 +138,7 @@ def run(options, argv):
     if options.smoke:
         os.environ["COURSE_SMOKE"] = "1"
     from course_lib import notebooks
+    from course_lib.fill import jobs_here
 
     available = notebooks.notebooks(options.solutions)
     paths = select(options.names, available)
@@ -159,11 +160,14 @@ def run(options, argv):
         from course_lib import artifacts
 
         fill_store(artifacts.names())
-    print("Running %d notebook%s." % (len(paths), "s" * (len(paths) != 1)), flush=True)
-    results = notebooks.run(paths, options.out, on_cell=on_cell, on_result=on_result)
+    jobs = min(jobs_here(), len(paths))
+    print("Running %d notebook%s%s." % (
+        len(paths), "s" * (len(paths) != 1), ", %d at a time" % jobs if jobs > 1 else ""), flush=True)
+    begun = time.monotonic()
+    results = notebooks.run(paths, options.out, jobs=jobs, on_cell=on_cell, on_result=on_result)
     rows = [("notebook", "seconds", "peak memory", "")]
     rows += [(r.name, "%.0f" % r.seconds, "%.0f MB" % r.peak_mb, "ok" if r.ok else "FAILED") for r in results]
-    rows.append(("total", "%.0f" % sum(r.seconds for r in results), "%.0f MB" % max(r.peak_mb for r in results),
+    rows.append(("total", "%.0f" % (time.monotonic() - begun), "%.0f MB" % max(r.peak_mb for r in results),
                  "%d of %d ok" % (sum(r.ok for r in results), len(results))))
     print("\n" + table(rows))
     return 0 if all(r.ok for r in results) else 1
@@ -226,26 +230,53 @@ def test(options, argv):
 
         stages.append(("slow tests, claims", ["-m", SLOW, "--timeout=3000"]))
         if nbval_args():
-            stages.append(("notebooks", ["--timeout=0"] + nbval_args()))
+            stages.append(("notebooks", nbval_args()))
     results = []
     for name, arguments in stages:
         if len(results) == 1:  # what the claims and the notebooks read
             from course_lib import artifacts
 
             fill_store(artifacts.names())
-        results.append((name,) + stage(name, arguments, root))
+        results.append((name,) + (notebook_stage if name == "notebooks" else stage)(name, arguments, root))
     return report_stages(results)
 
 
-def stage(name, arguments, root):
-    """One pytest process: (exit code, counts by outcome, seconds)."""
-    print("\n== %s ==" % name, flush=True)
+def stage(name, arguments, root, **options):
+    """One pytest process: (exit code, counts by outcome, seconds). options: passed on to `subprocess.run`."""
+    if name:
+        print("\n== %s ==" % name, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.xml"
         begin = time.monotonic()
         command = [sys.executable, "-m", "pytest", "-q", "--junitxml=%s" % file] + arguments
-        code = subprocess.run(command, cwd=str(root)).returncode
+        code = subprocess.run(command, cwd=str(root), **options).returncode
         return code, count(file), time.monotonic() - begin
+
+
+def notebook_stage(name, arguments, root):
+    """A pytest process for each notebook among the arguments, as many at a time as the machine has room for."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from course_lib.fill import jobs_here
+    from course_lib.notebooks import share
+
+    print("\n== %s ==" % name, flush=True)
+    paths = [argument for argument in arguments if argument.endswith(".ipynb")]
+    common = ["--timeout=0"] + [argument for argument in arguments if argument not in paths]
+    jobs, begin = min(jobs_here(), len(paths)), time.monotonic()
+
+    def one(path):
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+            code, counts, seconds = stage("", common + [path], root, env=dict(os.environ, **share(jobs)), stdout=log,
+                                          stderr=subprocess.STDOUT)
+            log.seek(0)
+            print("%s\n%s" % (Path(path).stem, log.read().strip()), flush=True)
+        return code, counts
+
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(one, paths))
+    counts = {key: sum(counts[key] for _, counts in done) for key in done[0][1]}
+    return max(code for code, _ in done), counts, time.monotonic() - begin
 
 
 def count(file):

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 CELL_SECONDS = 1800  # a cell that trains on a slow laptop may take long; a hung one must end
 
+_kernels: list = []  # the managers of those that run now
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -59,29 +60,44 @@ def run(
     paths: Sequence[Path | str],
     out_dir: Path | str | None = None,
     *,
+    jobs: int = 1,
     timeout: float = CELL_SECONDS,
     on_cell: Callable[[Path, int, int], None] | None = None,
     on_result: Callable[[Result], None] | None = None,
 ) -> list[Result]:
-    """Execute notebooks one after the other, each with its own folder as the working directory.
+    """Execute notebooks, `jobs` at a time on equal shares of the cores, each with its own folder as the working directory.
 
     The executed copies are written to `out_dir` if one is given; the notebooks themselves are not touched. A failure
     does not stop the others. `on_cell(path, done, total)` is called before each code cell, `on_result` after each
-    notebook.
+    notebook. Results are in the order of `paths`.
     """
     import nbformat
 
-    results = []
-    for path in map(Path, paths):
+    def one(path: Path) -> Result:
         notebook = nbformat.read(path, as_version=4)
-        result = execute(notebook, path, timeout=timeout, on_cell=on_cell)
+        result = execute(notebook, path, timeout=timeout, on_cell=on_cell, env=share(min(jobs, len(paths))))
         if out_dir is not None:
             Path(out_dir).mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, Path(out_dir) / path.name)
         if on_result:
             on_result(result)
-        results.append(result)
-    return results
+        return result
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, Path(path)) for path in paths]
+        try:
+            while wait(futures, timeout=0.2).not_done:
+                pass
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            _stop(futures, _kernels)
+            raise
+        return [future.result() for future in futures]
+
+
+def share(jobs: int) -> dict[str, str]:
+    """Environment variables that give one of `jobs` processes its share of the cores; nothing when it is alone."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
 
 
 def execute(
@@ -139,6 +155,7 @@ def execute(
     client.log.setLevel("CRITICAL")
     started = time.perf_counter()
     try:
+        _kernels.append(manager)
         _in_thread(lambda: client.execute(env=_environment(env or {}), cleanup_kc=True), manager)
     except CellExecutionError as error:
         tracebacks = [output.traceback for output in notebook.cells[current].outputs if "traceback" in output]
@@ -148,6 +165,8 @@ def execute(
     except DeadKernelError:
         reason = f"The kernel died (last seen at {result.peak_mb:.0f} MB): the machine may be out of memory."
         result.error = _failure(notebook, result, current, reason)
+    finally:
+        _kernels.remove(manager)
     result.seconds = time.perf_counter() - started
     return result
 
@@ -186,12 +205,19 @@ def _in_thread(work: Callable[[], object], manager) -> None:
             while not wait([future], timeout=0.2).done:
                 pass
         except KeyboardInterrupt:
-            if process := getattr(manager.provisioner, "process", None):
-                process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
-                if not wait([future], timeout=10).done:
-                    process.kill()
+            _stop([future], [manager])
             raise
         future.result()
+
+
+def _stop(futures: Sequence[Future], managers: Sequence) -> None:
+    """Interrupt the cells that run, so that they can clean up; kill the kernels that do not end within 10 seconds."""
+    processes = [process for m in managers if (process := getattr(m.provisioner, "process", None))]
+    for process in processes:
+        process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+    if wait(futures, timeout=10).not_done:
+        for process in processes:
+            process.kill()
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:

@@ -78,7 +78,7 @@ def test_notebooks_are_selected_in_course_order(names, chosen):
 
 
 def fake_run(errors):
-    def run(paths, out_dir, *, on_cell, on_result):
+    def run(paths, out_dir, *, jobs, on_cell, on_result):
         results = [SimpleNamespace(path=path, name=path.stem, seconds=61.2, peak_mb=812.0, error=error, ok=not error)
                    for path, error in zip(paths, errors)]
         for result in results:
@@ -142,6 +142,7 @@ def test_test_runs_quick_slow_and_notebook_stages(monkeypatch, no_setup):
         return 0, {"passed": 1, "failed": 0, "skipped": 0}, 1.0
 
     monkeypatch.setattr(cli, "stage", stage)
+    monkeypatch.setattr(cli, "notebook_stage", stage)
     monkeypatch.setattr("course_lib.notebooks.nbval_args", lambda: ["--nbval-lax", "00.ipynb"])
     assert cli.main(["test"]) == 0
     everything = f"fill {len(artifacts.names())}"  # once, before the stages that read the store
@@ -152,6 +153,23 @@ def test_test_runs_quick_slow_and_notebook_stages(monkeypatch, no_setup):
     ran.clear()
     assert cli.main(["test", "--fast"]) == 0
     assert [entry[0] for entry in ran[1:]] == ["quick tests"]
+
+
+def test_notebooks_are_checked_one_process_each_and_their_counts_added(monkeypatch, tmp_path, capsys):
+    ran = []
+
+    def stage(name, arguments, root, **options):
+        ran.append(arguments)
+        options["stdout"].write("what pytest said")
+        failed = "01" in arguments[-1]
+        return int(failed), {"passed": 3, "failed": int(failed), "skipped": 0}, 1.0
+
+    monkeypatch.setattr(cli, "stage", stage)
+    code, counts, _ = cli.notebook_stage("notebooks", ["--nbval-lax", "00.ipynb", "01.ipynb", "02.ipynb"], tmp_path)
+    assert code == 1 and counts == {"passed": 9, "failed": 1, "skipped": 0}
+    assert sorted(arguments[-1] for arguments in ran) == ["00.ipynb", "01.ipynb", "02.ipynb"]
+    assert all(arguments[:-1] == ["--timeout=0", "--nbval-lax"] for arguments in ran)
+    assert "01\nwhat pytest said" in capsys.readouterr().out
 
 
 def commands(monkeypatch, returncode):
