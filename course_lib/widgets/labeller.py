@@ -248,7 +248,7 @@ class Labeller(View):
         self.others = {"=": self._button("=", "= as good", "the answers are equally good"),
                        "s": self._button("s", "skip", "leave this item out"),
                        "u": self._button("u", "undo", "take the last choice back")}
-        self.keys = ipywidgets.Text(description="keys", placeholder="click here, then type: 1 2 = s u",
+        self.keys = ipywidgets.Text(description="keys", placeholder="type here: 1 2 = s u",
                                     continuous_update=True)
         self.keys.observe(lambda change: self._type(change["new"]), names="value")
         super().__init__(state, [row(*self.choices.values(), *self.others.values(), self.keys)])

@@ -118,3 +118,31 @@ def tools():
     if _render.missing():
         pytest.skip(_render.missing())
     return _render
+
+
+@pytest.fixture(scope="session")
+def until(driver):
+    """Wait until a condition holds: `until(condition, what)`; what a page has not drawn yet is not there yet."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def wait(condition, what: str, seconds: int = 180):
+        return WebDriverWait(driver, seconds, ignored_exceptions=(Exception,)).until(lambda _: condition(), what)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def run_all(lab, driver, until):
+    """Open a notebook of the lab's folder in the current browser tab and run it from the menu: `run_all(path)`."""
+    from selenium.webdriver.common.by import By
+
+    def run(path: str) -> None:
+        driver.get(lab.url(path))
+        idle = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
+        until(lambda: driver.find_element(By.CSS_SELECTOR, idle), "an idle kernel")
+        driver.find_element(By.XPATH, "//li[contains(@class,'lm-MenuBar-item')][.='Run']").click()
+        item = "[data-command='runmenu:run-all']"
+        until(lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
+        driver.find_element(By.CSS_SELECTOR, item).click()
+
+    return run

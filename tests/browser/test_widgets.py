@@ -38,19 +38,12 @@ def slide(output, number: int, key: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(lab, driver, notebook, screenshot):
+def page(lab, driver, notebook, run_all, screenshot):
     """The scratch notebook, opened in JupyterLab and run from its menu."""
     import nbformat
 
     nbformat.write(notebook, lab.root / "scratch.ipynb")
-    driver.get(lab.url("scratch.ipynb"))
-    idle = "//*[contains(@class,'jp-StatusBar-TextItem')][contains(.,'| Idle')]"
-    until(driver, lambda: driver.find_element(By.XPATH, idle), "an idle kernel")
-    menu = driver.find_element(By.XPATH, "//li[contains(@class,'lm-MenuBar-item')][.='Run']")
-    menu.click()
-    item = "[data-command='runmenu:run-all']"
-    until(driver, lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
-    driver.find_element(By.CSS_SELECTOR, item).click()
+    run_all("scratch.ipynb")
     try:
         until(driver, lambda: len(outputs(driver)) == len(notebook.cells) - 1 and all(map(picture, outputs(driver))),
               "all widgets")
