@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def test_a_file_gives_the_records_back(tmp_path_factory, records):
     for record in records:
         preferences.append(path, record)
     assert preferences.read(path) == records
+
+
+def test_half_a_surrogate_pair_survives():
+    record = label(item=Item("half \ud83d", ("\\\ud800", "\udfff")))
+    assert preferences.decode(preferences.encode(record)) == record
 
 
 def test_a_line_is_readable():
@@ -197,6 +203,19 @@ def test_a_label_is_on_the_disk_when_append_returns(path, monkeypatch):
     made = label()
     preferences.append(path, made)
     assert len(preferences.encode(made)) in synced
+
+
+def test_an_append_waits_for_whoever_holds_the_lock(path):
+    """Appending alone keeps lines whole; mending a torn one must not happen beside another process's write."""
+    first, second = label(), label()
+    preferences.append(path, first)
+    with preferences._lock(path):
+        writing = threading.Thread(target=preferences.append, args=(path, second))
+        writing.start()
+        writing.join(0.3)
+        assert writing.is_alive() and path.read_bytes() == preferences.encode(first)
+    writing.join(10)
+    assert preferences.read(path) == [first, second]
 
 
 WRITER = """

@@ -144,6 +144,15 @@ def test_two_tabs_share_the_work_and_undo_their_own(path):
     assert kept == [PAIRS[0], PAIRS[0], PAIRS[1], PAIRS[2]]  # right's own labels are all there
 
 
+def test_what_another_tab_took_back_is_not_taken_back_twice(path):
+    left = state(path)
+    left.press("1")
+    state(path).press("u")
+    with pytest.raises(ValueError, match="no label to take back"):
+        left.press("u")
+    assert path.read_bytes().count(b"\n") == 2
+
+
 def test_a_torn_line_is_said_and_labelling_goes_on(path):
     press(state(path), "11")
     path.write_bytes(path.read_bytes()[:-9])
