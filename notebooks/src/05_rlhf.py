@@ -33,8 +33,10 @@ from course_lib.algorithms.training import take_step
 from course_lib.checks import check
 from course_lib.environments import Letters, LMAgent, Questions, TableAgent, play
 from course_lib.experiments import rlhf as lab
+from course_lib.experiments.preferences import prompts
 from course_lib.objectives import leave_one_out, policy_gradient_loss
 from course_lib.teach import show
+from course_lib.worlds import atlas
 
 # %%
 def table(head, rows):
@@ -301,7 +303,7 @@ print(", ".join(f"{share:.0%}" for share in right["few"]), "of the cases. A coin
 
 # %%
 proxy = lab.Watched(LearnedReward(models["few"][0], tokenizer))  # notes gold, beside
-questions = Questions(lab.prompts("live", lab.atlas.known_cities(), 480), proxy)
+questions = Questions(prompts("live", atlas.known_cities(), 480), proxy)
 cheat = copy.deepcopy(policy)
 agent = LMAgent(cheat, tokenizer, max_new_tokens=lab.TOKENS)
 live = align(agent, questions, rlhf.frozen(policy), beta=0, steps=2 if smoke() else 40, lr=3e-4, count=10, samples=4)
@@ -347,7 +349,7 @@ from course_lib.rewards import rubric
 
 def anatomy(rows):
     """Mean points of each part of the gold rubric over some answers."""
-    cities = {city.city: city for city in lab.atlas.cities()}
+    cities = {city.city: city for city in atlas.cities()}
     parts = [rubric.parts(said, cities[city]) for _, city, said, *_ in rows]
     return {name: sum(p[name] for p in parts) / len(parts) for name in parts[0]}
 
@@ -383,8 +385,9 @@ for seed, run in enumerate(free):
 table(["seed", "question", "answer", "learned", "gold", "exploited"], rows)
 
 # %% [markdown]
-# Read them aloud. Each reward model has its own blind spot, and each policy has found the one of *its* reward model:
-# no answer of this kind was among those that people compared, so nobody ever said that it is bad.
+# Read them aloud. Each reward model has its own blind spot, and each policy has found the one of *its* reward model. The
+# policy before RL hardly ever said such things, so hardly anybody ever compared them, and nobody told the reward model
+# that they are bad.
 #
 # ## 4 · The leash (C19)
 #
@@ -586,7 +589,7 @@ from course_lib.teach import real_model
 if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
     big, words = load_lm(name)
     asks = [{"prompt": [{"role": "user", "content": f"What is the capital of {city.country}?"}]}
-            for city in lab.atlas.cities()[:32]]
+            for city in atlas.cities()[:32]]
 
     def brief(prompts, completions, **columns):
         """Minus the words of an answer, in tens."""
