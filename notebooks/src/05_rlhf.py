@@ -291,9 +291,10 @@ from course_lib.rewards.learned import LearnedReward
 
 policy, tokenizer = load_lm("policy_sft")
 models = lab.load_rewards(artifacts.get("rlhf_rewards"))
-right = artifacts.result("rlhf_rewards")
-print(f"{len(models['few'])} reward models; of two unequal answers, each prefers the one that is better by gold in")
-print(", ".join(f"{share:.0%}" for share in right["few"]), "of the cases. A coin has 50%.")
+judged = artifacts.result("rlhf_rewards")
+print(f"{len(models)} reward models. Of the comparisons that people make of answers about other cities, they predict")
+print(", ".join(f"{share:.0%}" for share in judged["accuracy"]), "right. A coin has 50%; knowing gold itself would give",
+      f"{judged['ceiling'][0]:.0%}.")
 
 # %% [markdown]
 # Better than a coin, far from perfect: an ordinary reward model. **Predict**, before you run the next cell. $\beta = 0$,
@@ -302,7 +303,7 @@ print(", ".join(f"{share:.0%}" for share in right["few"]), "of the cases. A coin
 # The run is live, and the loop is the one above, with your function in it.
 
 # %%
-proxy = lab.Watched(LearnedReward(models["few"][0], tokenizer))  # notes gold, beside
+proxy = lab.Watched(LearnedReward(models[0], tokenizer))  # notes gold, beside
 questions = Questions(prompts("live", atlas.known_cities(), 480), proxy)
 cheat = copy.deepcopy(policy)
 agent = LMAgent(cheat, tokenizer, max_new_tokens=lab.TOKENS)
@@ -317,8 +318,8 @@ table(["question", "what the policy says now", "learned", "gold"],
 # Is this one unlucky run? Below, every seed has *its own* people, labels and reward model.
 
 # %%
-hack = artifacts.result("rlhf_hacking")
-free, control = hack["beta 0"], hack["gold itself"]
+free, remedies = artifacts.result("rlhf_hacking")["beta 0"], artifacts.result("rlhf_remedies")
+control = remedies["gold itself"]
 fig, axes = plots.subplots(1, 2, height=4.2, sharey=True)
 at = list(range(1, len(free[0]["gold"]) + 1))
 for ax, runs, title in ((axes[0], free, "a learned reward is optimised"), (axes[1], control, "control: gold itself is")):
@@ -536,11 +537,10 @@ plots.finish(fig, f"Mean gold is highest for the best of {bon['n'][top]} ({mean_
 # which an answer can only please by pleasing all of its members.
 
 # %%
-mitigated = artifacts.result("rlhf_mitigation")
 bars = {"before RL": [sum(row[4] for row in run["first"]) / len(run["first"]) for run in free],
         "nothing": end["beta 0"], best_beta: end[best_beta], "early stopping": lab.early_stop(free)}
-bars |= {name: [lab.turnover(run)["end"] for run in runs] for name, runs in mitigated.items()}
-bars["gold itself"] = [lab.turnover(run)["end"] for run in control]
+bars |= {name: [lab.turnover(run)["end"] for run in remedies[name]]
+         for name in ("minimum of 5", "more labels", "gold itself")}
 fig, ax = plots.subplots(height=4.0)
 plots.bars_with_interval(ax, list(bars), bars, form="{:+.1f}")
 ax.axhline(0, color="black", linewidth=0.8)
@@ -548,8 +548,9 @@ ax.set_xlabel("remedy")
 ax.set_ylabel("gold reward at the end")
 plots.finish(fig, "Gold at the end: " + ", ".join(
     f"{name} {plots.interval(values).mean:+.1f}" for name, values in bars.items()) + ".")
-print("Pairs that the reward models with more labels order as gold does:",
-      ", ".join(f"{share:.0%}" for share in right["many"]))
+many = artifacts.result("rlhf_rewards_many")["accuracy"]
+print("Accuracy of the reward models:", told(judged["accuracy"], "{:.2f}"), "with few labels,", told(many, "{:.2f}"),
+      "with more.")
 
 # %% [markdown]
 # ## Where this breaks
