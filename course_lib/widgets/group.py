@@ -85,7 +85,7 @@ class GroupState:
 
     def html(self) -> str:
         numbers = self.numbers()
-        cell = dict(padding="3px 8px", border_bottom=f"1px solid {LINE}")
+        cell = dict(padding="3px 8px", text_align="left", border_bottom=f"1px solid {LINE}")
         right = dict(cell, text_align="right", font_family=MONO, white_space="nowrap")
         heads = ("", "answer", "tokens", "reward", "advantage", "", "push on a token × 100")
         head = tag("tr", *(tag("th", escape(h), color=MUTED, font_size="12px", font_weight="600", **(right if i > 1 else cell))

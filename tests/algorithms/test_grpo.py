@@ -252,3 +252,18 @@ def test_a_copy_of_the_episodes_is_not_changed_by_an_update():
     before = copy.deepcopy(episodes.sampled)
     step_gradient(agent, episodes, GRPOConfig(samples=4, count=6))
     assert torch.equal(episodes.sampled, before)
+
+
+def test_pitfall_an_all_masked_answer_is_zero_not_nan():
+    """Every answer was cut off and none counts: no loss, no gradient, no NaN."""
+    agent, questions = letters(max_new_tokens=1)
+    before = torch.cat([p.detach().flatten() for p in agent.model.parameters()])
+    config = GRPOConfig(steps=1, count=2, samples=4, mask_unfinished=True)
+    episodes = play(agent, questions, count=2, samples=4, seed=0)
+    for step in episodes.steps:
+        step.action.finished[:] = False
+    batch, _ = assess(agent, None, episodes, config)
+    update = gradient(agent, batch, torch.arange(len(batch.advantages)), config)
+    assert update["loss"] == 0 and len(batch.advantages)
+    assert all(p.grad is None or (p.grad == 0).all() for p in agent.model.parameters())
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in agent.model.parameters()]))

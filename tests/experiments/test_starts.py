@@ -1,6 +1,9 @@
 """What the starts of reinforcement learning are taught, and how they are measured."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from course_lib.algorithms import sft
 from course_lib.experiments import starts
@@ -67,16 +70,25 @@ def test_function_rows_are_balanced_and_their_tests_come_from_the_reference():
         assert all(scope["f"](*arguments) == result for arguments, result in row["tests"])
 
 
-def test_solve_rates_count_only_finished_and_right_answers(lm):
-    model, tokenizer = lm
-    rows = starts.sum_rows("test", 3)
-    right = lambda prompts, completions, answer, finished: [1.0] * len(completions)  # noqa: E731
-    rates = starts.solve_rates(model, tokenizer, rows, right, samples=4, max_new_tokens=2)
-    assert rates.keys() == {"pass@1", "pass@2", "pass@4", "greedy", "length"}
-    assert 0 <= rates["pass@1"] <= rates["pass@4"] < 1  # a random model hardly ever ends within two tokens
-    wrong = lambda prompts, completions, answer, finished: [0.1] * len(completions)  # noqa: E731
-    never = starts.solve_rates(model, tokenizer, rows, wrong, samples=4, max_new_tokens=40)
-    assert never["pass@1"] == never["pass@4"] == never["greedy"] == 0
+def test_solve_rates_count_only_finished_and_right_answers(monkeypatch):
+    """Two problems by hand: of the first one answer of four is right, another right one was cut off."""
+    said = {4: (["yes", "yes", "no", "no", "no", "no", "no", "no"], [True, False, True, True, True, True, True, False]),
+            1: (["yes", "no"], [True, True])}
+
+    def sample(model, tokenizer, prompts, *, samples_per_prompt, temperature, **options):
+        assert (temperature == 0) == (samples_per_prompt == 1) and len(prompts) == 2
+        texts, finished = said[samples_per_prompt]
+        lengths = torch.arange(len(texts))[:, None]
+        return SimpleNamespace(texts=texts, finished=torch.tensor(finished), completion_mask=torch.arange(8) < lengths)
+
+    def right(prompts, completions, answer, finished):
+        assert answer == [row["answer"] for row in rows for _ in range(len(completions) // 2)]
+        return [1.1 if turns[-1]["content"] == "yes" else 0.1 for turns in completions]
+
+    monkeypatch.setattr(starts, "sample", sample)
+    rows = starts.sum_rows("test", 2)
+    rates = starts.solve_rates(None, None, rows, right, samples=4)
+    assert rates == pytest.approx({"pass@1": 1 / 8, "pass@2": 1 / 4, "pass@4": 1 / 2, "greedy": 1 / 2, "length": 3.5})
 
 
 @pytest.fixture(scope="module")

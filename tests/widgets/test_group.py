@@ -44,7 +44,7 @@ def test_flipping_a_reward_changes_the_mean_and_choosing_again_brings_it_back():
 def test_text_and_picture_say_the_same_and_escape_what_the_model_wrote():
     state = GroupState([ONE])
     assert state.text().startswith("5 + 8?\n1. '5+8=13 #13': 8 tokens, reward 1.10, advantage 1.50, push on a token 4.69")
-    assert "&lt;b&gt;" in state.html() and "<td style=\"padding:3px 8px;border-bottom:1px solid #c9d1da\"><b>" not in state.html()
+    assert "&lt;b&gt;" in state.html() and "<b>12" not in state.html()
     for _, _, words in SCHEMES.values():
         assert words
     state.use("Dr. GRPO")
