@@ -112,31 +112,34 @@ SIZES = {
         "seconds": 8,
     },
     "rlhf_rewards": {
-        "full": dict(few=dict(seeds=[0, 1, 2, 3, 4], labels=1000), many=dict(seeds=[0, 1, 2], labels=2500),
-                     questions=600, each=4, epochs=3, lr=1e-3),
-        "smoke": dict(few=dict(seeds=[0, 1], labels=8), many=dict(seeds=[0, 1], labels=16), questions=8, each=4, epochs=1,
-                      lr=1e-3),
-        "seconds": 80,
+        "full": dict(seeds=[0, 1, 2, 3, 4], labels=1000, layers=1, pooling="mean", epochs=3, lr=1e-3),
+        "smoke": dict(seeds=[0, 1], labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
+        "seconds": 50,
+    },
+    "rlhf_rewards_many": {
+        "full": dict(seeds=[0, 1, 2], labels=2500, layers=1, pooling="mean", epochs=3, lr=1e-3),
+        "smoke": dict(seeds=[0, 1], labels=8, layers=1, pooling="mean", epochs=1, lr=1e-3),
+        "seconds": 60,
     },
     "rlhf_hacking": {
-        "full": dict(TIGHT, conditions={"beta 0": dict(seeds=[0, 1, 2, 3, 4], beta=0.0),
-                                        "gold itself": dict(seeds=[0, 1, 2], beta=0.0, proxy="gold")}),
-        "smoke": dict(BRIEF, conditions={"beta 0": dict(seeds=[0, 1], beta=0.0),
-                                         "gold itself": dict(seeds=[0, 1], beta=0.0, proxy="gold")}),
-        "seconds": 130,
+        "full": dict(TIGHT, conditions={"beta 0": dict(seeds=[0, 1, 2, 3, 4], beta=0.0)}),
+        "smoke": dict(BRIEF, conditions={"beta 0": dict(seeds=[0, 1], beta=0.0)}),
+        "seconds": 60,
     },
     "rlhf_beta": {
         "full": dict(TIGHT, conditions={"beta 0.1": dict(seeds=[0, 1, 2], beta=0.1),
                                         "beta 0.3": dict(seeds=[0, 1, 2, 3, 4], beta=0.3)}),
         "smoke": dict(BRIEF, conditions={"beta 0.1": dict(seeds=[0, 1], beta=0.1),
                                          "beta 0.3": dict(seeds=[0, 1], beta=0.3)}),
-        "seconds": 130,
+        "seconds": 90,
     },
-    "rlhf_mitigation": {
-        "full": dict(TIGHT, conditions={"more labels": dict(seeds=[0, 1, 2], beta=0.0, proxy="many"),
-                                        "minimum of 5": dict(seeds=[0, 1, 2], beta=0.0, proxy="minimum")}),
-        "smoke": dict(BRIEF, conditions={"more labels": dict(seeds=[0, 1], beta=0.0, proxy="many"),
-                                         "minimum of 5": dict(seeds=[0, 1], beta=0.0, proxy="minimum")}),
+    "rlhf_remedies": {
+        "full": dict(TIGHT, conditions={"gold itself": dict(seeds=[0, 1, 2], beta=0.0, proxy="gold"),
+                                        "minimum of 5": dict(seeds=[0, 1, 2], beta=0.0, proxy="minimum"),
+                                        "more labels": dict(seeds=[0, 1, 2], beta=0.0, proxy="many")}),
+        "smoke": dict(BRIEF, conditions={"gold itself": dict(seeds=[0, 1], beta=0.0, proxy="gold"),
+                                         "minimum of 5": dict(seeds=[0, 1], beta=0.0, proxy="minimum"),
+                                         "more labels": dict(seeds=[0, 1], beta=0.0, proxy="many")}),
         "seconds": 100,
     },
     "rlhf_best_of": {
@@ -235,15 +238,6 @@ REINFORCE = {  # study -> the names in experiments.reinforce that make it
     "reinforce_atlas": "moved,quiz,atlas_environment,atlas_runs",
     "reinforce_variance": "atlas_environment,measured_variances,answer_sizes,atlas_variances",
 }
-RLHF_CODE = ("course_lib.algorithms.training", "course_lib.lm.sampling:draw_tokens,uniforms", "course_lib.lm.reward_head",
-             "course_lib.objectives:leave_one_out,policy_gradient_loss,sequence_logprob,k1,k2,k3,kl_penalised,kl_loss,"
-             "best_of_n,best_of_n_kl,bradley_terry",
-             "course_lib.exact:TableLM,sequences,optimum,total_variation", "course_lib.rewards.rubric",
-             "course_lib.environments:LMAgent,Questions,Letters,TableAgent,play", "course_lib.algorithms.rlhf",
-             "course_lib.algorithms.reinforce:Baseline,accumulate,adam,learning_rate", "course_lib.algorithms.reward_model",
-             "course_lib.rewards.learned", "course_lib.annotators:Annotator,gumbel", "course_lib.worlds.people",
-             "course_lib.experiments.preferences:prompts",
-             "course_lib.experiments.rlhf:TOKENS,to_the_optimum,pool,comparisons,weak_rewards,Watched,optimise,hacking,best_of")
 ANSWERS_CODE = ("course_lib.worlds.people", "course_lib.lm.sampling", "course_lib.experiments.preferences:prompts,answers,collect")
 LEARNT_CODE = (*ANSWERS_CODE, "course_lib.rewards.rubric", "course_lib.annotators", "course_lib.lm.reward_head",
                "course_lib.algorithms.reward_model", "course_lib.rewards.learned",
@@ -251,9 +245,15 @@ LEARNT_CODE = (*ANSWERS_CODE, "course_lib.rewards.rubric", "course_lib.annotator
                "course_lib.algorithms.training:make_optimizers,take_step,warmup_cosine",
                "course_lib.experiments.preferences:comparisons,examination,_sitting",
                "course_lib.experiments.reward_model:GROUP,weak_reward_model,whitened,learnt,leads_of")
+RLHF_CODE = (*LEARNT_CODE, "course_lib.algorithms.training:take_step", "course_lib.algorithms.rlhf",
+             "course_lib.algorithms.reinforce:Baseline,accumulate,adam,learning_rate",
+             "course_lib.objectives:leave_one_out,policy_gradient_loss,sequence_logprob,k1,k2,k3,kl_penalised,kl_loss,"
+             "best_of_n,best_of_n_kl", "course_lib.exact:TableLM,sequences,optimum,total_variation",
+             "course_lib.environments:LMAgent,Questions,Letters,TableAgent,play",
+             "course_lib.experiments.rlhf:TOKENS,to_the_optimum,Watched,optimise,hacking,best_of")
 PREFERENCE_CODE = (*LEARNT_CODE, "course_lib.experiments.preferences", "course_lib.experiments.reward_model",
                    "course_lib.experiments.sft:false_answer,linear_reward")
-NEEDS = {"base": (), "reinforce_letters": (), "rlhf_optimum": (), "rlhf_rewards": ("policy_sft",),
+NEEDS = {"base": (), "reinforce_letters": (), "rlhf_optimum": (), "rlhf_rewards": ("policy_sft", "answers"),
          "answers": ("policy_sft",), "reward_model": ("policy_sft", "answers")}
 FAMILIES = {"preference": ("policy_sft", "answers"), "reinforce": ("policy_sft",),
             "rlhf": ("policy_sft", "rlhf_rewards")}  # the studies whose names begin so, and what they are made from
@@ -264,6 +264,7 @@ GRPO_CODE = (*START_CODE, "course_lib.algorithms.grpo", "course_lib.algorithms.p
              "course_lib.objectives:clipped_surrogate,degenerate,group_advantages,pass_at_k,token_weights",
              "course_lib.experiments.starts:sum_rows,function_rows,solve_rates",
              "course_lib.experiments.grpo:LENGTH,rows_of,reward_of,learn,rule_study")
+NEEDS |= {"rlhf_rewards_many": NEEDS["rlhf_rewards"], "rlhf_remedies": ("policy_sft", "rlhf_rewards", "rlhf_rewards_many")}
 NEEDS |= {"grpo_sums": ("sums_start",), "grpo_weak": ("sums_weak",), "grpo_functions": ("functions_start",)}
 STARTS = ("sums_start", "sums_weak", "functions_start")
 PPO_CODE = ("course_lib.algorithms.training", "course_lib.algorithms.ppo", "course_lib.lm.heads", "course_lib.lm.enumerate",
@@ -443,11 +444,14 @@ def _rlhf_study(name: str) -> Callable[[Path, object], None]:
 
         if name == "rlhf_optimum":
             numbers = rlhf.to_the_optimum(**size(name))
-        elif name == "rlhf_rewards":
-            numbers = rlhf.reward_models(folder, *load_lm("policy_sft"), **size(name))
+        elif name.startswith("rlhf_rewards"):
+            numbers = rlhf.reward_models(folder, *load_lm("policy_sft"), result("answers"), **size(name))
         else:
-            study = rlhf.best_of if name == "rlhf_best_of" else rlhf.hacking
-            numbers = study(*load_lm("policy_sft"), rlhf.load_rewards(get("rlhf_rewards")), **size(name))
+            few, *many = (rlhf.load_rewards(get(need)) for need in recipe(name).needs
+                           if need.name.startswith("rlhf_rewards"))
+            start = (*load_lm("policy_sft"), few)
+            numbers = rlhf.best_of(*start, **size(name)) if name == "rlhf_best_of" else rlhf.hacking(
+                *start, many=many[0] if many else (), **size(name))
         save_json(folder / "result.json", numbers)
 
     return build

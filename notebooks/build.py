@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import jupytext
@@ -246,13 +247,14 @@ def build(source: Path, target: Path, *, execute=True, force=False, timeout=note
         path.parent.mkdir(parents=True, exist_ok=True)
         done = "written without outputs"
         if execute:
-            result = notebooks.execute(
-                notebook,
-                path,
-                timeout=timeout,
-                env={"COURSE_STRICT": "1" if worked else "0"},
-                startup="__import__('course_lib.notebooks').notebooks.watch_figures()",
-            )
+            with tempfile.TemporaryDirectory() as labels:  # a stored copy shows the bundled labels alone
+                result = notebooks.execute(
+                    notebook,
+                    path,
+                    timeout=timeout,
+                    env={"COURSE_STRICT": "1" if worked else "0", "COURSE_LABELS": labels},
+                    startup="__import__('course_lib.notebooks').notebooks.watch_figures()",
+                )
             if result.error:
                 raise BuildError(label + result.error.removeprefix(path.name))
             if found := flaws(normalise(notebook)):

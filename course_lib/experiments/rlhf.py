@@ -1,9 +1,7 @@
 """The experiments of RLHF: C17, C19 and C20, and what a KL estimate is worth. Each returns plain numbers."""
 
 import copy
-import itertools
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,14 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib import exact
-from course_lib.algorithms import reward_model, rlhf
-from course_lib.algorithms.reward_model import RewardConfig
+from course_lib.algorithms import rlhf
 from course_lib.algorithms.rlhf import RLHFConfig, frozen
-from course_lib.annotators import Annotator
 from course_lib.environments import Letters, LMAgent, Questions, TableAgent
 from course_lib.experiments.preferences import prompts
-from course_lib.lm.reward_head import RewardModel, encode_answer, load_reward_model
-from course_lib.lm.sampling import Rollouts
+from course_lib.experiments.reward_model import weak_reward_model
+from course_lib.lm.reward_head import RewardModel, load_reward_model
 from course_lib.objectives import KL_ESTIMATORS, best_of_n, best_of_n_kl
 from course_lib.progress import Progress
 from course_lib.rewards import Reward, text_of
@@ -99,80 +95,28 @@ def to_the_optimum(seeds: Sequence[int], steps: int, samples: int, lr: float, be
 
 
 # ---- reward hacking --------------------------------------------------------------------------------------------------
-# A pool is answers of the policy before any RL, people compare two at a time, and a small reward model learns from few
-# comparisons. Then the policy is trained against that model, while the gold reward looks on.
+# People compare answers of the policy, a small reward model learns from few comparisons, and the policy is trained against
+# that model, while the gold reward looks on.
 
 
-def pool(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: int, each: int, seed: int = 0
-         ) -> tuple[list[dict], Rollouts]:
-    """`each` answers to every one of `questions` questions: rows as in `preferences.prompts`, and the answers in order."""
-    rows = prompts(f"pool {seed}", atlas.known_cities(), questions)
-    agent = LMAgent(policy, tokenizer, max_new_tokens=TOKENS)
-    return rows, agent.act([row["prompt"] for row in rows for _ in range(each)], seed)
+def reward_models(folder: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int],
+                  **settings) -> dict:
+    """Train and save a weak reward model a seed, each on comparisons of its own; `load_rewards` finds them again.
 
-
-def comparisons(rows: Sequence[dict], texts: Sequence[str], count: int, seed: int) -> list[dict]:
-    """`count` comparisons of two answers to the same question by one unbiased annotator; no pair comes twice."""
-    coin, who, each = random.Random(f"comparisons {seed}"), Annotator(), len(texts) // len(rows)
-    pairs = [(q, a, b) for q in range(len(rows)) for a, b in itertools.combinations(texts[q * each : (q + 1) * each], 2)
-             if a != b]
-    told = []
-    for q, a, b in coin.sample(pairs, min(count, len(pairs))):
-        best, worst = who.rank([a, b], rows[q]["city"], coin)
-        told.append({"prompt": rows[q]["prompt"], "chosen": (a, b)[best], "rejected": (a, b)[worst]})
+    pool, settings: see `weak_reward_model`. Returns {accuracy: [...], ceiling: [...]} on the test cities' comparisons.
+    """
+    told: dict = {"accuracy": [], "ceiling": []}
+    for i, seed in enumerate(seeds):
+        model, numbers = weak_reward_model(policy, tokenizer, pool, seed=seed, **settings)
+        model.save(folder / str(i), tokenizer)
+        for name in told:
+            told[name].append(numbers[name])
     return told
 
 
-def weak_rewards(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], said: Rollouts,
-                 seeds: Sequence[int], labels: int, epochs: int, lr: float) -> list[RewardModel]:
-    """A reward model a seed: the first layer of the policy and a head, trained on the seed's own comparisons, and whitened on
-    the pool, so that its unit is the standard deviation of the answers before any RL."""
-    each, models = len(said.texts) // len(rows), []
-    coded = [encode_answer(tokenizer, rows[i // each]["prompt"], text, done or not text)
-             for i, (text, done) in enumerate(zip(said.texts, said.finished.tolist()))]
-    for seed in seeds:
-        model = RewardModel.on(policy, layers=1, pooling="mean", seed=seed)
-        reward_model.train(model, tokenizer, comparisons(rows, said.texts, labels, seed),
-                           RewardConfig(epochs=epochs, lr=lr, seed=seed))
-        model.whiten(model.score(coded))
-        models.append(model)
-    return models
-
-
-def reward_models(folder: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, few: dict, many: dict,
-                  questions: int, each: int, epochs: int, lr: float) -> dict:
-    """Train and save two sets of reward models, on few and on many comparisons: `load_rewards` finds them again.
-
-    Returns {few, many: the share of gold's own order that each model predicts, on pairs of a pool of its own}.
-    """
-    rows, said = pool(policy, tokenizer, questions, each)
-    unseen, others = pool(policy, tokenizer, max(questions // 4, 2), each, seed=2)
-    numbers: dict = {}
-    for name, config in (("few", few), ("many", many)):
-        models = weak_rewards(policy, tokenizer, rows, said, epochs=epochs, lr=lr, **config)
-        numbers[name] = [agreement(LearnedReward(model, tokenizer), unseen, others) for model in models]
-        for i, model in enumerate(models):
-            model.save(folder / f"{name}-{i}", tokenizer)
-    return numbers
-
-
-def load_rewards(folder: Path) -> dict[str, list[RewardModel]]:
-    """{few, many: [model, ...]} as `reward_models` saved them."""
-    return {name: [load_reward_model(path)[0] for path in sorted(folder.glob(f"{name}-*"))] for name in ("few", "many")}
-
-
-def agreement(proxy: Reward, rows: Sequence[dict], said: Rollouts) -> float:
-    """Which share of the pairs of answers to one question, unequal in gold, the proxy orders as gold does. Ties count
-    half, and a pool without such a pair gives 0.5."""
-    each = len(said.texts) // len(rows)
-    many = [row for row in rows for _ in range(each)]
-    asked, cities = [row["prompt"] for row in many], [row["city"] for row in many]
-    columns = dict(prompts=asked, completions=said.texts, city=cities, finished=said.finished.tolist())
-    r, g = (torch.tensor(reward(**columns)).view(len(rows), each) for reward in (proxy, atlas_gold))
-    i, j = torch.combinations(torch.arange(each)).T
-    apart = g[:, i] != g[:, j]
-    lead = ((r[:, i] - r[:, j]) * (g[:, i] - g[:, j]).sign())[apart]
-    return float((lead.sign() + 1).mean() / 2) if len(lead) else 0.5
+def load_rewards(folder: Path) -> list[RewardModel]:
+    """The models that `reward_models` saved, in the order of their seeds."""
+    return [load_reward_model(folder / str(i))[0] for i in range(len(list(folder.glob("[0-9]*"))))]
 
 
 class Watched:
@@ -211,17 +155,17 @@ def optimise(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, proxy:
     return model, run | {"gold": watched.gold, "first": first, "last": watched.said}
 
 
-def hacking(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rewards: dict[str, list[RewardModel]],
-            conditions: dict[str, dict], **config) -> dict[str, list[dict]]:
+def hacking(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, few: Sequence[RewardModel],
+            many: Sequence[RewardModel], conditions: dict[str, dict], **config) -> dict[str, list[dict]]:
     """Runs of RLHF against learned rewards, and what gold says: {condition: [run of each seed, as in `optimise`]}.
 
     conditions: name -> {seeds, beta, proxy}. The proxy is "few" (the default) or "many": the seed's own reward model, by the
     number of its labels; "minimum": of all that learnt from few; or "gold": the control.
     """
     choose = {
-        "few": lambda seed: LearnedReward(rewards["few"][seed], tokenizer),
-        "many": lambda seed: LearnedReward(rewards["many"][seed], tokenizer),
-        "minimum": lambda seed: LearnedReward(rewards["few"], tokenizer, combine="min"),
+        "few": lambda seed: LearnedReward(few[seed], tokenizer),
+        "many": lambda seed: LearnedReward(many[seed], tokenizer),
+        "minimum": lambda seed: LearnedReward(few, tokenizer, combine="min"),
         "gold": lambda seed: atlas_gold,
     }
     result: dict[str, list[dict]] = {name: [] for name in conditions}
@@ -235,19 +179,19 @@ def hacking(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rewards
     return result
 
 
-def best_of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rewards: dict[str, list[RewardModel]],
+def best_of(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, models: Sequence[RewardModel],
             questions: int, each: int) -> dict:
-    """The best of n = 1, 2, 4, ... `each` answers, by each of the reward models that learnt from few comparisons.
+    """The best of n = 1, 2, 4, ... `each` answers, by each of the reward models.
 
     Returns {n: [...], kl: [...] the bound in nats, proxy, gold: [model][n]}.
     """
-    rows, said = pool(policy, tokenizer, questions, each, seed=1)
-    many = [row for row in rows for _ in range(each)]
+    many = [row for row in prompts("best of n", atlas.known_cities(), questions) for _ in range(each)]
     asked, cities = [row["prompt"] for row in many], [row["city"] for row in many]
+    said = LMAgent(policy, tokenizer, max_new_tokens=TOKENS).act(asked, seed=0)
     gold = torch.tensor(atlas_gold(prompts=asked, completions=said.texts, city=cities)).view(questions, each)
     counts = [2**i for i in range(each.bit_length()) if 2**i <= each]
     result: dict = {"n": counts, "kl": [best_of_n_kl(n) for n in counts], "proxy": [], "gold": []}
-    for model in rewards["few"]:
+    for model in models:
         proxy = LearnedReward(model, tokenizer).each(asked, said.texts, said.finished.tolist())[0].view(questions, each)
         result["proxy"].append([float(best_of_n(proxy, proxy, n).mean()) for n in counts])
         result["gold"].append([float(best_of_n(proxy, gold, n).mean()) for n in counts])

@@ -33,8 +33,10 @@ from course_lib.algorithms.training import take_step
 from course_lib.checks import check
 from course_lib.environments import Letters, LMAgent, Questions, TableAgent, play
 from course_lib.experiments import rlhf as lab
+from course_lib.experiments.preferences import prompts
 from course_lib.objectives import leave_one_out, policy_gradient_loss
 from course_lib.teach import show
+from course_lib.worlds import atlas
 
 # %%
 def table(head, rows):
@@ -289,9 +291,10 @@ from course_lib.rewards.learned import LearnedReward
 
 policy, tokenizer = load_lm("policy_sft")
 models = lab.load_rewards(artifacts.get("rlhf_rewards"))
-right = artifacts.result("rlhf_rewards")
-print(f"{len(models['few'])} reward models; of two unequal answers, each prefers the one that is better by gold in")
-print(", ".join(f"{share:.0%}" for share in right["few"]), "of the cases. A coin has 50%.")
+judged = artifacts.result("rlhf_rewards")
+print(f"{len(models)} reward models. Of the comparisons that people make of answers about other cities, they predict")
+print(", ".join(f"{share:.0%}" for share in judged["accuracy"]), "right. A coin has 50%; knowing gold itself would give",
+      f"{judged['ceiling'][0]:.0%}.")
 
 # %% [markdown]
 # Better than a coin, far from perfect: an ordinary reward model. **Predict**, before you run the next cell. $\beta = 0$,
@@ -300,8 +303,8 @@ print(", ".join(f"{share:.0%}" for share in right["few"]), "of the cases. A coin
 # The run is live, and the loop is the one above, with your function in it.
 
 # %%
-proxy = lab.Watched(LearnedReward(models["few"][0], tokenizer))  # notes gold, beside
-questions = Questions(lab.prompts("live", lab.atlas.known_cities(), 480), proxy)
+proxy = lab.Watched(LearnedReward(models[0], tokenizer))  # notes gold, beside
+questions = Questions(prompts("live", atlas.known_cities(), 480), proxy)
 cheat = copy.deepcopy(policy)
 agent = LMAgent(cheat, tokenizer, max_new_tokens=lab.TOKENS)
 live = align(agent, questions, rlhf.frozen(policy), beta=0, steps=2 if smoke() else 40, lr=3e-4, count=10, samples=4)
@@ -315,8 +318,8 @@ table(["question", "what the policy says now", "learned", "gold"],
 # Is this one unlucky run? Below, every seed has *its own* people, labels and reward model.
 
 # %%
-hack = artifacts.result("rlhf_hacking")
-free, control = hack["beta 0"], hack["gold itself"]
+free, remedies = artifacts.result("rlhf_hacking")["beta 0"], artifacts.result("rlhf_remedies")
+control = remedies["gold itself"]
 fig, axes = plots.subplots(1, 2, height=4.2, sharey=True)
 at = list(range(1, len(free[0]["gold"]) + 1))
 for ax, runs, title in ((axes[0], free, "a learned reward is optimised"), (axes[1], control, "control: gold itself is")):
@@ -347,7 +350,7 @@ from course_lib.rewards import rubric
 
 def anatomy(rows):
     """Mean points of each part of the gold rubric over some answers."""
-    cities = {city.city: city for city in lab.atlas.cities()}
+    cities = {city.city: city for city in atlas.cities()}
     parts = [rubric.parts(said, cities[city]) for _, city, said, *_ in rows]
     return {name: sum(p[name] for p in parts) / len(parts) for name in parts[0]}
 
@@ -383,8 +386,9 @@ for seed, run in enumerate(free):
 table(["seed", "question", "answer", "learned", "gold", "exploited"], rows)
 
 # %% [markdown]
-# Read them aloud. Each reward model has its own blind spot, and each policy has found the one of *its* reward model:
-# no answer of this kind was among those that people compared, so nobody ever said that it is bad.
+# Read them aloud. Each reward model has its own blind spot, and each policy has found the one of *its* reward model. The
+# policy before RL hardly ever said such things, so hardly anybody ever compared them, and nobody told the reward model
+# that they are bad.
 #
 # ## 4 · The leash (C19)
 #
@@ -533,11 +537,10 @@ plots.finish(fig, f"Mean gold is highest for the best of {bon['n'][top]} ({mean_
 # which an answer can only please by pleasing all of its members.
 
 # %%
-mitigated = artifacts.result("rlhf_mitigation")
 bars = {"before RL": [sum(row[4] for row in run["first"]) / len(run["first"]) for run in free],
         "nothing": end["beta 0"], best_beta: end[best_beta], "early stopping": lab.early_stop(free)}
-bars |= {name: [lab.turnover(run)["end"] for run in runs] for name, runs in mitigated.items()}
-bars["gold itself"] = [lab.turnover(run)["end"] for run in control]
+bars |= {name: [lab.turnover(run)["end"] for run in remedies[name]]
+         for name in ("minimum of 5", "more labels", "gold itself")}
 fig, ax = plots.subplots(height=4.0)
 plots.bars_with_interval(ax, list(bars), bars, form="{:+.1f}")
 ax.axhline(0, color="black", linewidth=0.8)
@@ -545,8 +548,9 @@ ax.set_xlabel("remedy")
 ax.set_ylabel("gold reward at the end")
 plots.finish(fig, "Gold at the end: " + ", ".join(
     f"{name} {plots.interval(values).mean:+.1f}" for name, values in bars.items()) + ".")
-print("Pairs that the reward models with more labels order as gold does:",
-      ", ".join(f"{share:.0%}" for share in right["many"]))
+many = artifacts.result("rlhf_rewards_many")["accuracy"]
+print("Accuracy of the reward models:", told(judged["accuracy"], "{:.2f}"), "with few labels,", told(many, "{:.2f}"),
+      "with more.")
 
 # %% [markdown]
 # ## Where this breaks
@@ -586,7 +590,7 @@ from course_lib.teach import real_model
 if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
     big, words = load_lm(name)
     asks = [{"prompt": [{"role": "user", "content": f"What is the capital of {city.country}?"}]}
-            for city in lab.atlas.cities()[:32]]
+            for city in atlas.cities()[:32]]
 
     def brief(prompts, completions, **columns):
         """Minus the words of an answer, in tens."""

@@ -134,8 +134,26 @@ def test_one_update(page, screenshot):
     screenshot("one-update-end", update)
 
 
+def test_beta_slider(page, screenshot):
+    slider = outputs(page)[5]
+    assert "beta = 1: p*(a) = p_ref(a) exp(R(a) / 1) / Z" in picture(slider)
+    screenshot("beta-slider", slider)
+    slide(slider, 0, Keys.END)
+    until(page, lambda: "the optimum is the reference" in picture(slider), "beta to be infinite")
+    slide(slider, 0, Keys.HOME)
+    until(page, lambda: "the best sequence takes all" in picture(slider), "beta to be 0")
+
+
+def test_kl_map(page, screenshot):
+    kl = outputs(page)[6]
+    assert "times beta = 0.1 the reward loses" in picture(kl) and "<|end|>" in picture(kl)
+    screenshot("kl-map", kl)
+    slide(kl, 0, Keys.END)
+    until(page, lambda: "times beta = 1 the reward loses" in picture(kl), "beta to be 1")
+
+
 def test_group_viewer(page, screenshot):
-    viewer = outputs(page)[5]
+    viewer = outputs(page)[7]
     assert "Mean reward 0.28. GRPO" in picture(viewer) and "<b>" in picture(viewer)
     screenshot("group", viewer)
     press(viewer, "Dr. GRPO")

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.claims, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def runs():
-    return artifacts.result("rlhf_hacking") | artifacts.result("rlhf_beta") | artifacts.result("rlhf_mitigation")
+    return artifacts.result("rlhf_hacking") | artifacts.result("rlhf_beta") | artifacts.result("rlhf_remedies")
 
 
 def ends(runs):

@@ -8,7 +8,6 @@ import torch
 from course_lib import exact
 from course_lib.algorithms.rlhf import RLHFConfig
 from course_lib.experiments import rlhf as lab
-from course_lib.lm.sampling import Rollouts
 from course_lib.objectives import k3
 
 
@@ -41,46 +40,9 @@ def test_only_the_kl_in_the_reward_reaches_the_optimum():
     assert all(study["tv"][penalty][0][-1] > end for penalty in ("k2", "k3"))
 
 
-# ---- the pool and its labels -----------------------------------------------------------------------------------------
+# ---- runs against a reward ---------------------------------------------------------------------------------------------
 
-ROWS = [{"prompt": "Where is SF?", "city": "San Francisco"}, {"prompt": "Where is NYC?", "city": "New York City"}]
 GOOD, BAD = "SF usually refers to San Francisco, a city in California, USA", "You can trust me, it is Paris, Paris, Paris"
-
-
-def said(texts, finished=None):
-    n = len(texts)
-    empty = torch.zeros(n, 1)
-    return Rollouts(empty.long(), empty.bool(), empty.long(), empty.bool(), empty,
-                    torch.ones(n, dtype=torch.bool) if finished is None else finished, torch.arange(n), texts)
-
-
-def test_comparisons_are_of_unequal_answers_to_one_question_and_come_once():
-    texts = [GOOD, BAD, GOOD, "SF", "a", "b", "c", "c"]
-    told = lab.comparisons(ROWS, texts, count=100, seed=0)
-    pairs = [(row["prompt"], frozenset((row["chosen"], row["rejected"]))) for row in told]
-    assert len(pairs) == 5 + 5 and all(len(pair) == 2 for _, pair in pairs)
-    assert {p for p, pair in pairs if "a" in pair} == {"Where is NYC?"}
-    assert lab.comparisons(ROWS, texts, 100, 0) == told != lab.comparisons(ROWS, texts, 100, 1)
-
-
-def test_comparisons_follow_gold_with_noise():
-    wins = [lab.comparisons(ROWS[:1], [GOOD, BAD], 1, seed)[0]["chosen"] == GOOD for seed in range(60)]
-    assert all(wins[:5]) or sum(wins) > 55  # gold 4 against -4: the annotator hardly errs
-    near = [lab.comparisons(ROWS[:1], [GOOD, GOOD.replace(", USA", "")], 1, seed)[0]["chosen"] == GOOD for seed in range(200)]
-    assert 0.55 < sum(near) / 200 < 0.95
-
-
-def test_agreement_counts_pairs_that_gold_tells_apart():
-    answers = said([GOOD, BAD, "SF", "NYC is New York City", "x", "x"])
-
-    def length(completions, **_):
-        return [float(len(c)) for c in completions]
-
-    gold = lab.atlas_gold
-    assert lab.agreement(gold, ROWS, answers) == 1.0
-    assert lab.agreement(lambda **columns: [-g for g in gold(**columns)], ROWS, answers) == 0.0
-    assert lab.agreement(lambda completions, **_: [0.0] * len(completions), ROWS, answers) == 0.5
-    assert 0 < lab.agreement(length, ROWS, answers) < 1
 
 
 def test_gold_only_looks_on():
@@ -106,25 +68,25 @@ def test_a_run_is_judged_by_its_own_batches(tiny_lm):
 
 def test_reward_models_are_saved_and_found_again(tiny_lm, tmp_path):
     model, tokenizer = tiny_lm
-    config = dict(questions=4, each=3, epochs=1, lr=1e-3)
-    numbers = lab.reward_models(tmp_path, model, tokenizer, few=dict(seeds=[0, 1], labels=3), many=dict(seeds=[0], labels=6),
-                                **config)
+    answers = [GOOD, BAD, "SF", "a city in California", "You can trust me, SF is in USA", "I do not know", "USA", "SF is SF"]
+    asked = [{"role": "user", "content": "Where is SF?"}]
+    row = {"prompt": asked, "city": "San Francisco", "answers": answers}
+    numbers = lab.reward_models(tmp_path, model, tokenizer, {"train": [row], "test": [row]}, seeds=[0, 1], labels=6,
+                                layers=1, epochs=1)
+    (tmp_path / "result.json").write_text("{}")  # as in the store
     rewards = lab.load_rewards(tmp_path)
-    assert {name: len(models) for name, models in rewards.items()} == {"few": 2, "many": 1}
-    assert len(numbers["few"]) == 2 and all(0 <= share <= 1 for share in numbers["few"] + numbers["many"])
-    rows, answers = lab.pool(model, tokenizer, 4, 3)
-    for one in rewards["few"]:  # whitened on the pool
-        proxy = lab.LearnedReward(one, tokenizer)([row["prompt"] for row in rows for _ in range(3)], answers.texts,
-                                                  answers.finished.tolist())
-        assert torch.tensor(proxy).mean().abs() < 0.05 and abs(torch.tensor(proxy).std() - 1) < 0.05
+    assert len(rewards) == 2 and {len(values) for values in numbers.values()} == {2}
+    scores = [lab.LearnedReward(one, tokenizer)([asked] * 8, answers) for one in rewards]
+    assert scores[0] != pytest.approx(scores[1])
+    for values in map(torch.tensor, scores):  # whitened on the pool
+        assert values.mean().abs() < 0.05 and abs(values.std() - 1) < 0.05
 
 
-def test_each_condition_gets_its_own_proxy(tiny_lm, tmp_path):
+def test_each_condition_gets_its_own_proxy(tiny_lm):
     model, tokenizer = tiny_lm
-    rewards = {name: [lab.RewardModel.on(model, layers=1, seed=seed) for seed in seeds]
-               for name, seeds in (("few", (0, 1)), ("many", (2, 3)))}
+    few, many = ([lab.RewardModel.on(model, layers=1, seed=seed) for seed in seeds] for seeds in ((0, 1), (2, 3)))
     conditions = {proxy: dict(seeds=[1], beta=0.0, proxy=proxy) for proxy in ("few", "many", "minimum", "gold")}
-    runs = lab.hacking(model, tokenizer, rewards, conditions, steps=1, count=2, samples=2, lr=1e-4)
+    runs = lab.hacking(model, tokenizer, few, many, conditions, steps=1, count=2, samples=2, lr=1e-4)
     starts = {name: run[0]["proxy"][0] for name, run in runs.items()}
     assert len(set(starts.values())) == 4 and starts["minimum"] <= starts["few"]
     assert starts["gold"] == pytest.approx(runs["gold"][0]["gold"][0])
@@ -132,8 +94,8 @@ def test_each_condition_gets_its_own_proxy(tiny_lm, tmp_path):
 
 def test_best_of_counts_every_n(tiny_lm):
     model, tokenizer = tiny_lm
-    rewards = {"few": [lab.RewardModel.on(model, layers=1, seed=seed) for seed in (0, 1)]}
-    told = lab.best_of(model, tokenizer, rewards, questions=2, each=5)
+    models = [lab.RewardModel.on(model, layers=1, seed=seed) for seed in (0, 1)]
+    told = lab.best_of(model, tokenizer, models, questions=2, each=5)
     assert told["n"] == [1, 2, 4] and told["kl"][0] == 0
     assert all(row == sorted(row) and len(row) == 3 for row in told["proxy"]) and len(told["gold"]) == 2
 
