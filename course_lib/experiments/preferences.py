@@ -79,13 +79,13 @@ def comparisons(pool: Sequence[dict], group: Sequence[Annotator], count: int, se
 
 
 def ratings(pool: Sequence[dict], group: Sequence[Annotator], count: int, seed: int, size: int = 2) -> list[dict]:
-    """The same sittings as in `comparisons`, the same people with the same answers, but each answer gets a score: rows with
+    """The same people read the same answers as in `comparisons`, but score each alone, in a sitting of its own: rows with
     `prompt`, `city`, `answers`, `scores` and `annotator`, the person's index in the group."""
     draw, coin, rows = Draw(f"sittings {seed}"), random.Random(f"ratings {seed}"), []
     for _ in range(count):
         row, shown, who = _sitting(pool, len(group), size, draw)
-        rows.append({"prompt": row["prompt"], "city": row["city"], "answers": shown, "annotator": who,
-                     "scores": group[who].rate(shown, row["city"], coin)})
+        scores = [group[who].rate([text], row["city"], coin)[0] for text in shown]
+        rows.append({"prompt": row["prompt"], "city": row["city"], "answers": shown, "annotator": who, "scores": scores})
     return rows
 
 

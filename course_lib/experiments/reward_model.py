@@ -18,7 +18,7 @@ from course_lib.experiments.preferences import comparisons, examination, ratings
 from course_lib.experiments.sft import false_answer, linear_reward
 from course_lib.lm.device import autocast
 from course_lib.lm.reward_head import RewardModel, collate, encode_answer
-from course_lib.objectives import bradley_terry, plackett_luce, reliability
+from course_lib.objectives import bradley_terry, plackett_luce, reliability, token_losses
 from course_lib.progress import Progress
 from course_lib.rewards import Reward
 from course_lib.rewards.gold import atlas_gold
@@ -98,51 +98,60 @@ def surface_reward(labels: Sequence[dict]) -> Reward:
     return lambda prompts, completions, **columns: (torch.tensor([surface(t) for t in completions]) @ w).tolist()
 
 
-# ---- a head on a frozen backbone -------------------------------------------------------------------------------------
+# ---- linear rewards: a head on features that are not trained ---------------------------------------------------------
 
 
-class Frozen:
-    """Hidden states of a model that is not trained, for every answer of a pool: so a head costs next to nothing to fit.
+class Features:
+    """What a linear reward may look at, for every answer of a pool, each column with mean 0 and standard deviation 1.
 
-    An answer's features are the means over its tokens of the hidden states above each layer, side by side.
+    views: name -> (answers, D). "surface": see `surface`. "hidden states": the means over the answer's tokens of the states
+    above each layer of the policy. "surface and likelihood": the surface, and how likely the policy finds the answer: the sum
+    and mean of its tokens' log-probabilities, the three lowest, and how many are below -2 and -4 nats.
     """
 
-    def __init__(self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: Sequence[dict]):
+    def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: Sequence[dict]):
         told = list({_key(row, text): (row["prompt"], text) for row in pool for text in row["answers"]}.items())
         rows = [encode_answer(tokenizer, prompt, text) for _, (prompt, text) in told]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        self.index, parts = {told[i][0]: at for at, i in enumerate(order)}, []
-        with torch.no_grad(), autocast(lm.device):
+        self.index, hidden, likely = {told[i][0]: at for at, i in enumerate(order)}, [], []
+        with torch.no_grad(), autocast(policy.device):
             for start in range(0, len(order), 256):
-                ids, real, answer = collate([rows[i] for i in order[start : start + 256]], lm.device)
-                states = lm.get_decoder()(input_ids=ids, attention_mask=real.long(), output_hidden_states=True,
-                                          use_cache=False).hidden_states[1:]  # each (N, T, width)
-                mean = [torch.where(answer[..., None], h.float(), 0).sum(1) / answer.sum(1, keepdim=True) for h in states]
-                parts.append(torch.cat(mean, 1).cpu())
-        features = torch.cat(parts)  # (answers, layers * width)
-        self.features = (features - features.mean(0)) / (features.std(0) + 1e-6)
+                ids, real, answer = collate([rows[i] for i in order[start : start + 256]], policy.device)
+                out = policy(input_ids=ids, output_hidden_states=True, use_cache=False)  # causal: padding is behind
+                means = [torch.where(answer[..., None], h.float(), 0).sum(1) / answer.sum(1, keepdim=True)
+                         for h in out.hidden_states[1:]]  # each (N, width)
+                logp = torch.where(answer[:, 1:], -token_losses(out.logits[:, :-1], ids[:, 1:]), 0)  # (N, T-1)
+                lowest = torch.nn.functional.pad(logp, (0, 3)).sort(1).values[:, :3]
+                likely.append(torch.cat([logp.sum(1, True), logp.sum(1, True) / answer.sum(1, True), lowest,
+                                         (logp < -2).sum(1, True), (logp < -4).sum(1, True)], 1).cpu())
+                hidden.append(torch.cat(means, 1).cpu())
+        seen = torch.tensor([surface(told[i][1][1]) for i in order])
+        views = {"surface": seen, "hidden states": torch.cat(hidden),
+                 "surface and likelihood": torch.cat([seen, torch.cat(likely)], 1)}
+        self.views = {name: (v - v.mean(0)) / (v.std(0) + 1e-6) for name, v in views.items()}
 
-    def at(self, rows: Sequence[dict], texts: Sequence[str]) -> Tensor:
-        """The features of these answers: (N, layers * width)."""
-        return self.features[[self.index[_key(row, text)] for row, text in zip(rows, texts, strict=True)]]
+    def at(self, view: str, rows: Sequence[dict], texts: Sequence[str]) -> Tensor:
+        """The features of these answers: (N, D)."""
+        return self.views[view][[self.index[_key(row, text)] for row, text in zip(rows, texts, strict=True)]]
 
-    def judge(self, w: Tensor, pairs: Sequence[dict]) -> dict[str, float]:
-        """Accuracy and calibration error of the head w on `examination` pairs."""
-        first, second = (self.at(pairs, [p[side] for p in pairs]) for side in ("first", "second"))
-        return rm.judge((first - second) @ w, torch.tensor([p["p"] for p in pairs]))
+    def accuracy(self, view: str, w: Tensor, pairs: Sequence[dict]) -> float:
+        """Accuracy of the head w on `examination` pairs."""
+        first, second = (self.at(view, pairs, [p[side] for p in pairs]) for side in ("first", "second"))
+        return rm.judge((first - second) @ w, torch.tensor([p["p"] for p in pairs]))["accuracy"]
 
 
 def _key(row: dict, text: str) -> tuple[str, str, str]:
     return row["prompt"][-1]["content"], row["city"], text
 
 
-PRIOR = 30.0  # the ridge on a head is PRIOR / labels, as a normal prior on its weights of a width that does not change
+# The ridge on a head is its view's number / labels, as a normal prior on its weights of a width that does not change.
+PRIOR = {"surface": 10.0, "hidden states": 1000.0, "surface and likelihood": 10.0}
 
 
-def head_from_rankings(frozen: Frozen, labels: Sequence[dict], loss: str = "bradley-terry") -> Tensor:
+def head_from_rankings(features: Features, view: str, labels: Sequence[dict], loss: str = "bradley-terry") -> Tensor:
     """The head that minimises Bradley and Terry's loss over all pairs of each ranking, or Plackett and Luce's, with a ridge."""
     size = len(labels[0]["ranked"])
-    x = torch.stack([frozen.at(labels, [row["ranked"][k] for row in labels]) for k in range(size)], 1)  # (labels, K, D)
+    x = torch.stack([features.at(view, labels, [row["ranked"][k] for row in labels]) for k in range(size)], 1)  # (L, K, D)
     i, j = torch.triu_indices(size, size, 1)
     w = torch.zeros(x.shape[-1], requires_grad=True)
     optimizer = torch.optim.LBFGS([w], max_iter=60, line_search_fn="strong_wolfe")
@@ -151,7 +160,7 @@ def head_from_rankings(frozen: Frozen, labels: Sequence[dict], loss: str = "brad
         optimizer.zero_grad()
         r = x @ w  # (labels, K)
         nats = plackett_luce(r) if loss == "plackett-luce" else bradley_terry(r[:, i], r[:, j]).sum(1)
-        total = nats.mean() + PRIOR / len(labels) * w.square().sum() / 2
+        total = nats.mean() + PRIOR[view] / len(labels) * w.square().sum() / 2
         total.backward()
         return total
 
@@ -159,21 +168,20 @@ def head_from_rankings(frozen: Frozen, labels: Sequence[dict], loss: str = "brad
     return w.detach()
 
 
-def head_from_scores(frozen: Frozen, labels: Sequence[dict], per_person: bool) -> Tensor:
+def head_from_scores(features: Features, view: str, labels: Sequence[dict], per_person: bool) -> Tensor:
     """The head that minimises the squared error of the scores, with a ridge; per_person: each person's scores are first
     brought to mean 0 and standard deviation 1, as far as their own scores tell these."""
     rows, texts, scores, who = zip(*[(row, text, score, row["annotator"]) for row in labels
                                      for text, score in zip(row["answers"], row["scores"])])
-    x, y, who = frozen.at(rows, texts), torch.tensor(scores), torch.tensor(who)
+    x, y, who = features.at(view, rows, texts).double(), torch.tensor(scores, dtype=torch.float64), torch.tensor(who)
     for person in who.unique() if per_person else ():
         own = who == person
         y[own] = (y[own] - y[own].mean()) / y[own].std() if own.sum() > 1 and y[own].std() > 0 else 0.0
     y = (y - y.mean()) / y.std()
-    ridge = PRIOR * torch.eye(x.shape[1])
-    return torch.linalg.solve(x.T @ x + ridge, x.T @ y)
+    return torch.linalg.solve(x.T @ x + PRIOR[view] * torch.eye(x.shape[1]), x.T @ y).float()
 
 
-# ---- C13, C14 and rankings on the frozen backbone: many seeds, many labels -------------------------------------------
+# ---- C13, C14 and rankings with linear rewards: many seeds, many labels ----------------------------------------------
 
 
 def misdirected(pool: Sequence[dict]) -> list[dict]:
@@ -194,44 +202,62 @@ def oracles(pairs: Sequence[dict]) -> dict[str, float]:
     return result | {"both": ceiling_of(pairs)}
 
 
-def heads(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int],
-          labels: Sequence[int], budget: int, regimes: dict[str, dict], sizes: Sequence[int], read: int) -> dict:
-    """What can be measured with a head on the frozen policy. One entry a seed: its own labels, its own people.
+BEST = "surface and likelihood"
 
-    curve (C13): accuracy of the head and of the surface regression by number of pairs, [count][seed].
-    regimes (C14): `budget` sittings, in each of which one person either compares two answers or scores both; regimes: name ->
-        traits of `people`. {regime: {pairs, scores, "scores, per person": [seed]}}.
-    rankings (C15): `read` answers read, in rankings of each size K: {bradley-terry, plackett-luce: [size][seed]}.
+
+def heads(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int],
+          labels: Sequence[int], budget: int, wander: Sequence[float], sizes: Sequence[int], read: int) -> dict:
+    """What can be measured with linear rewards. One entry a seed: its own labels, its own people.
+
+    curve (C13): {view: [count][seed]}, accuracy by number of pairs.
+    wander (C14): the same people read the same 2 * `budget` answers, and compare them in pairs or score each alone. wander:
+        standard deviation, in gold points, of people's zeros and also of each one's moods. {pairs, scores,
+        "scores, per person": [wander][seed]}.
+    rankings (C15): `read` answers read, in rankings of each size K. {bradley-terry, plackett-luce: [size][seed]}.
     """
     pairs = examination(pool["test"], GROUP)
-    frozen = Frozen(policy, tokenizer, [*pool["train"], *pool["test"]])
+    features = Features(policy, tokenizer, [*pool["train"], *pool["test"]])
     result: dict = {"ceiling": ceiling_of(pairs), "oracles": oracles(pairs), "labels": list(labels), "sizes": list(sizes),
-                    "pairs": len(pairs), "head": [], "surface": [], "regimes": {}, "rankings": {}}
-    with Progress("heads on a frozen backbone", total=len(labels) + len(regimes) + len(sizes), unit="step") as progress:
+                    "wander": list(wander), "curve": {}, "rankings": {},
+                    "scales": {"pairs": [], "scores": [], "scores, per person": []}}
+    with Progress("linear rewards", total=len(PRIOR) + len(wander) + 2, unit="step") as progress:
         told = {seed: comparisons(pool["train"], GROUP, max(labels), seed) for seed in seeds}
-        for count in labels:
-            some = [told[seed][:count] for seed in seeds]
-            result["head"].append([frozen.judge(head_from_rankings(frozen, t), pairs)["accuracy"] for t in some])
-            result["surface"].append([examine(surface_reward(t), pairs)["accuracy"] for t in some])
+        for view in PRIOR:
+            result["curve"][view] = [[features.accuracy(view, head_from_rankings(features, view, told[seed][:count]), pairs)
+                                      for seed in seeds] for count in labels]
             progress.update()
-        for name, traits in regimes.items():
-            rows: dict[str, list] = {"pairs": [], "scores": [], "scores, per person": []}
+        for width in wander:
+            rows: dict[str, list] = {kind: [] for kind in result["scales"]}
             for seed in seeds:
-                group = people(8, seed, **traits)
+                group = people(8, seed, offset=width, mood=width)
                 scored = ratings(pool["train"], group, budget, seed)
-                fitted = {"pairs": head_from_rankings(frozen, comparisons(pool["train"], group, budget, seed)),
-                          "scores": head_from_scores(frozen, scored, per_person=False),
-                          "scores, per person": head_from_scores(frozen, scored, per_person=True)}
+                fitted = {"pairs": head_from_rankings(features, BEST, comparisons(pool["train"], group, budget, seed)),
+                          "scores": head_from_scores(features, BEST, scored, per_person=False),
+                          "scores, per person": head_from_scores(features, BEST, scored, per_person=True)}
                 for kind, w in fitted.items():
-                    rows[kind].append(frozen.judge(w, pairs)["accuracy"])
-            result["regimes"][name] = rows
+                    rows[kind].append(features.accuracy(BEST, w, pairs))
+            for kind, values in rows.items():
+                result["scales"][kind].append(values)
             progress.update()
         for loss in ("bradley-terry", "plackett-luce"):
-            result["rankings"][loss] = [
-                [frozen.judge(head_from_rankings(frozen, comparisons(pool["train"], GROUP, read // size, seed, size), loss),
-                              pairs)["accuracy"] for seed in seeds] for size in sizes]
-            progress.update(len(sizes) / 2)
+            result["rankings"][loss] = [[features.accuracy(BEST, head_from_rankings(
+                features, BEST, comparisons(pool["train"], GROUP, read // size, seed, size), loss), pairs)
+                for seed in seeds] for size in sizes]
+            progress.update()
     return result
+
+
+def labels_needed(counts: Sequence[int], accuracy: Sequence[Sequence[float]], target: float) -> float | None:
+    """How many labels the mean accuracy over seeds needs to reach `target`, by a straight line over the logarithm of the
+    count between two measurements; None when it is not reached. accuracy: [count][seed]."""
+    means = [sum(runs) / len(runs) for runs in accuracy]
+    for k, mean in enumerate(means):
+        if mean >= target:
+            if k == 0:
+                return float(counts[0])
+            part = (target - means[k - 1]) / (mean - means[k - 1])
+            return counts[k - 1] * (counts[k] / counts[k - 1]) ** part
+    return None
 
 
 # ---- all weights: fewer seeds ----------------------------------------------------------------------------------------

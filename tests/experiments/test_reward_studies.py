@@ -74,33 +74,56 @@ def test_oracles_know_parts_and_together_reach_the_ceiling():
 
 
 @pytest.fixture
-def frozen(tiny_lm):
+def features(tiny_lm, monkeypatch):
     lm, tokenizer = tiny_lm
-    return ex.Frozen(lm.cpu(), tokenizer, POOL)
+    monkeypatch.setattr(ex, "PRIOR", dict.fromkeys(ex.PRIOR, 1e-3))
+    return ex.Features(lm.cpu(), tokenizer, POOL)
 
 
-def test_a_head_on_frozen_features_learns_what_it_is_told(frozen, monkeypatch):
-    monkeypatch.setattr(ex, "PRIOR", 1e-3)
+def test_a_linear_reward_learns_what_it_is_told(features):
     pairs = preferences.examination(POOL, [Annotator()])
     ceiling = ex.ceiling_of(pairs)
-    for size in (2, 3):
-        labels = preferences.comparisons(POOL, [Annotator()], 400, seed=0, size=size)
-        for loss in ("bradley-terry", "plackett-luce"):
-            assert frozen.judge(ex.head_from_rankings(frozen, labels, loss), pairs)["accuracy"] > ceiling - 0.02
-    scores = preferences.ratings(POOL, [Annotator()], 400, seed=0)
-    assert frozen.judge(ex.head_from_scores(frozen, scores, per_person=False), pairs)["accuracy"] > ceiling - 0.02
+    for view in ex.PRIOR:
+        for size in (2, 3):
+            labels = preferences.comparisons(POOL, [Annotator()], 400, seed=0, size=size)
+            for loss in ("bradley-terry", "plackett-luce"):
+                w = ex.head_from_rankings(features, view, labels, loss)
+                assert features.accuracy(view, w, pairs) > ceiling - 0.02
+        scores = preferences.ratings(POOL, [Annotator()], 400, seed=0)
+        assert features.accuracy(view, ex.head_from_scores(features, view, scores, per_person=False), pairs) > ceiling - 0.02
 
 
-def test_scores_per_person_undo_zero_and_unit(frozen):
+def test_the_likelihood_view_holds_the_sum_of_the_answers_log_probabilities(tiny_lm, features):
+    from course_lib.lm.logprobs import token_logprobs
+    from course_lib.lm.reward_head import collate, encode_answer
+
+    lm, tokenizer = tiny_lm
+    sums = []
+    for prompt, _, text in features.index:
+        ids, real, answer = collate([encode_answer(tokenizer, [{"role": "user", "content": prompt}], text)], "cpu")
+        sums.append(token_logprobs(lm.cpu(), ids, real, targets=answer).sum().item())
+    column = features.views["surface and likelihood"][:, len(ex.surface("a"))]
+    sums = torch.tensor(sums)
+    assert torch.allclose(column, (sums - sums.mean()) / sums.std(), atol=0.02)  # the features may be read in bfloat16
+
+
+def test_scores_per_person_undo_zero_and_unit(features):
     """Two people of extreme scales: standardised, their scores give the same head as two ordinary people's."""
-    quiet = dict(noise=0.0)
+    quiet, view = dict(noise=0.0), "surface"
     odd = [Annotator(offset=50.0, scale=0.2, **quiet), Annotator(offset=-50.0, scale=3.0, **quiet)]
     plain = [Annotator(**quiet)] * 2
-    heads = [ex.head_from_scores(frozen, preferences.ratings(POOL, group, 200, seed=0), per_person=True)
+    heads = [ex.head_from_scores(features, view, preferences.ratings(POOL, group, 200, seed=0), per_person=True)
              for group in (odd, plain)]
-    assert torch.allclose(*heads, atol=1e-4)
-    raw = ex.head_from_scores(frozen, preferences.ratings(POOL, odd, 200, seed=0), per_person=False)
-    assert not torch.allclose(raw, heads[0], atol=1e-2)
+    assert torch.allclose(*heads, atol=1e-2)
+    raw = ex.head_from_scores(features, view, preferences.ratings(POOL, odd, 200, seed=0), per_person=False)
+    assert not torch.allclose(raw, heads[0], atol=0.1)
+
+
+def test_labels_needed_is_read_off_the_curve():
+    counts, curve = [10, 100, 1000], [[0.5, 0.6], [0.6, 0.7], [0.7, 0.8]]  # means .55, .65, .75
+    assert ex.labels_needed(counts, curve, 0.70) == pytest.approx(10**2.5)
+    assert ex.labels_needed(counts, curve, 0.5) == 10
+    assert ex.labels_needed(counts, curve, 0.9) is None
 
 
 @pytest.mark.parametrize("name", ex.UNNATURAL)
