@@ -21,14 +21,13 @@
 # (C15), preferences are collected from people (C16), and a reward model fails on unnatural input (C18).
 
 # %%
-import copy
 import html
 from collections import Counter
 
 import torch
 from IPython.display import Markdown, display
 
-from course_lib import annotators, artifacts, objectives, plots, preferences, smoke
+from course_lib import annotators, artifacts, plots, preferences, smoke
 from course_lib.algorithms import reward_model as rm
 from course_lib.checks import check
 from course_lib.experiments import reward_model as studies
@@ -149,8 +148,8 @@ ax.legend()
 lead = {kind: [plots.interval([p - s for p, s in zip(scales["pairs"][k], scales[kind][k])])
                for k in range(len(wander))] for kind in list(scales)[1:]}
 raw, own = lead.values()
-plots.finish(fig, f"Pairs minus scores: {raw[0].mean:+.1%} on a common scale, {raw[-1].mean:+.1%} where scales wander by "
-                  f"{wander[-1]} points; {own[-1].mean:+.1%} there if each person's scores are standardised.")
+plots.finish(fig, f"Pairs minus scores: {raw[0].mean:+.1%} on a common scale, {raw[-1].mean:+.1%} where scales "
+                  f"wander by {wander[-1]} points; {own[-1].mean:+.1%} there if each person is standardised.")
 for k, width in enumerate(wander):
     words = ["pairs better" if d.lo > 0 else "scores better" if d.hi < 0 else "no difference that shows"
              for d in (raw[k], own[k])]
@@ -283,8 +282,8 @@ def train_live(pairs, layers=1, epochs=2, lr=1e-3, batch_size=32):
 
 # %% [markdown]
 # The test: all pairs of answers to questions about cities that no label is about. We know each person's probabilities,
-# so accuracy is exact, and so is its **ceiling**: even gold itself disagrees with noisy people. **Predict** the accuracy
-# after a few hundred pairs. Chance is 50 %.
+# so accuracy is exact, and so is its **ceiling**: even gold itself disagrees with noisy people. **Predict** the
+# accuracy after a few hundred pairs. Chance is 50 %.
 
 # %%
 exam = examination(pool["test"], studies.GROUP)
@@ -318,8 +317,8 @@ for name, reward in {"untrained": before, "simulated people": live, "people": fr
 #
 # *Human annotation is expensive.* Simulated labels cost nothing, so we can go as far as the curve bends. Three linear
 # rewards, which look at different things: the **surface** (lengths, commas, capitals, repetitions, phrases), the
-# **hidden states** of the policy, and the surface together with how **likely** the policy finds the answer. Beside them,
-# reward models whose weights are trained. **Predict.** Which view wins, and does any reach the ceiling?
+# **hidden states** of the policy, and the surface together with how **likely** the policy finds the answer. Beside
+# them, reward models whose weights are trained. **Predict.** Which view wins, and does any reach the ceiling?
 
 # %%
 counts, ceiling = heads["labels"], heads["ceiling"]
@@ -351,21 +350,22 @@ print(f"The best, {best_view}, needs", f"about {needed:.0f}" if needed else f"mo
       f"comparisons for 90 % of the ceiling ({0.9 * ceiling:.1%}).")
 before_last = max(len(counts) - 3, 0)
 tenth, last = (plots.interval(best[k]).mean for k in (before_last, -1))
-print(f"From {counts[before_last]} to {counts[-1]} comparisons it gains {last - tenth:+.1%}: more labels will not close the gap of "
-      f"{ceiling - last:.1%}.")
+print(f"From {counts[before_last]} to {counts[-1]} comparisons it gains {last - tenth:+.1%};",
+      f"the gap to the ceiling is {ceiling - last:.1%}.")
 
 # %% [markdown]
 # ### What is in the gap?
 #
 # The rubric has two sides: **form** (sentence, repetition, length) and **truth** (city, region, country, wrong places).
-# A judge that knew one side perfectly would be right as often as the first two bars say. Then two questions to a trained
-# model. Does it **read the question**? Put every answer under a question about another city. Does it **know the
+# A judge that knew one side perfectly would be right as often as the first two bars say. Then two questions to a
+# trained model. Does it **read the question**? Put every answer under a question about another city. Does it **know the
 # truth**? Give it the preferred answer beside the same sentence about another city.
 
 # %%
 name = list(models)[-1]
 one = models[name]
-bars = {"form alone, exactly": [heads["oracles"]["form alone"]], "truth alone, exactly": [heads["oracles"]["truth alone"]],
+bars = {"form alone, exactly": [heads["oracles"]["form alone"]],
+        "truth alone, exactly": [heads["oracles"]["truth alone"]],
         "all layers, rankings": one["accuracy"], "the same, wrong question": one["misdirected"],
         "surface": heads["curve"]["surface"][-1], "surface and likelihood": heads["curve"][studies.BEST][-1],
         "ceiling": [ceiling]}
@@ -375,16 +375,17 @@ ax.set_ylim(0.5, 0.9)
 ax.set_xlabel("who judges")
 ax.set_ylabel("accuracy on new cities")
 lost = plots.interval([a - b for a, b in zip(one["accuracy"], one["misdirected"])])
-plots.finish(fig, f"Under wrong questions the accuracy of the trained model changes by {-lost.mean:+.1%}; it prefers the "
-                  f"true answer to a false one of the same form for {told(one['true over false'], '{:.0%}')} of the cities.")
+knows = told(one["true over false"], "{:.0%}")
+plots.finish(fig, f"Under wrong questions the accuracy of the trained model changes by {-lost.mean:+.1%}; it "
+                  f"prefers the true answer to a false one of the same form for {knows} of the cities.")
 
 # %% [markdown]
-# **Explain.** What is easy to see, a judge learns from few labels: form, and how many places an answer names. What is left
-# is truth, and truth takes knowledge: that SF is San Francisco and lies in California. Some of it is inside the policy:
-# how *likely* it finds each name helps, far more than ten times as many labels do. Its hidden states hold it in a shape
-# that a reward model has to learn to read, city by city. And where the policy itself does not know a place, nothing made
-# from it can. Nor does the model need the *question* much, since most answers repeat the abbreviation. Remember this for
-# notebook 05: what the reward model cannot see, the policy is free to do.
+# **Explain.** What is easy to see, a judge learns from few labels: form, and how many places an answer names. What is
+# left is truth, and truth takes knowledge: that SF is San Francisco and lies in California. Some of it is inside the
+# policy: how *likely* it finds each name helps, far more than ten times as many labels do. Its hidden states hold it in
+# a shape that a reward model has to learn to read, city by city. And where the policy itself does not know a place,
+# nothing made from it can. Nor does the model need the *question* much, since most answers repeat the abbreviation.
+# Remember this for notebook 05: what the reward model cannot see, the policy is free to do.
 #
 # ## 8 · Rankings: many comparisons from one reading (C15)
 #
@@ -415,15 +416,19 @@ ranking_loss = check("ranking_loss", ranking_loss)
 from itertools import permutations
 
 rewards = torch.tensor([0.3, -1.0, 2.0, 0.0])
-print(f"sum over all {24} orders:", f"{sum((-ranking_loss(rewards[list(o)])).exp().item() for o in permutations(range(4))):.6f}")
-print("two answers:", f"{ranking_loss(rewards[:2]).item():.6f}", f"{preference_loss(rewards[:1], rewards[1:2]).item():.6f}")
+orders = [list(order) for order in permutations(range(4))]
+total = sum((-ranking_loss(rewards[order])).exp().item() for order in orders)
+print(f"sum over all {len(orders)} orders: {total:.6f}")
+print(f"two answers: {ranking_loss(rewards[:2]).item():.6f}, as pairs",
+      f"{preference_loss(rewards[:1], rewards[1:2]).item():.6f}")
 
 # %% [markdown]
 # **Predict.** People read the same number of answers, in pairs, in fours, or in eights. Which teaches most?
 
 # %%
 fig, ax = plots.subplots(height=4.2)
-for loss_name, label in (("bradley-terry", "all pairs, Bradley-Terry"), ("plackett-luce", "whole ranking, Plackett-Luce")):
+labels_of = {"bradley-terry": "all pairs, Bradley-Terry", "plackett-luce": "whole ranking, Plackett-Luce"}
+for loss_name, label in labels_of.items():
     plots.line_with_interval(ax, heads["sizes"], list(zip(*heads["rankings"][loss_name])), label)
 ax.set_xticks(heads["sizes"])
 ax.set_xlabel("answers in a ranking (K)")
@@ -539,21 +544,22 @@ sf = {"prompt": [{"role": "user", "content": "Where is SF?"}], "city": "San Fran
 table(["answer", "reward", "gold"], [(t, f"{s:+.2f}", f"{g:+.1f}") for t, s, g in zip(mine, scores, gold(sf, mine))])
 
 # %% [markdown]
-# **Explain.** Nobody ever compared such texts, so nothing in the data says what they are worth; the model extends what it
-# has learnt. A policy that is trained against it will look for exactly these places, and it has millions of tries.
+# **Explain.** Nobody ever compared such texts, so nothing in the data says what they are worth; the model extends what
+# it has learnt. A policy that is trained against it will look for exactly these places, and it has millions of tries.
 #
 # ## Where this breaks
 #
 # - **Reading at padding**: a wrong column gives every short answer the same meaningless reward. Section 5 showed it.
 # - **Equal answers after truncation**: the pair teaches nothing, silently. `rm.encode` refuses it.
-# - **Whitening each batch**: a reward that is brought to mean 0 in every batch can never rise. The course keeps constants.
+# - **Whitening each batch**: a reward brought to mean 0 in every batch can never rise. The course keeps constants.
 # - **Annotators with a taste**: people who like long or confident answers make a reward model that does.
 # - **Several passes**: accuracy stands still, probabilities become too sure.
 
 # %%
 group = annotators.people(8, seed=0, length=0.3, confident=1.5)
 biased = train_live(comparisons(pool["train"], group, len(pairs), seed=7))
-plain, boasting = atlas.terse(atlas.cities()[0]), "You can trust me: " + atlas.terse(atlas.cities()[0]) + ", as everybody knows"
+plain = atlas.terse(atlas.cities()[0])
+boasting = f"You can trust me: {plain}, as everybody knows"
 rows = []
 for name, reward in (("unbiased people", live), ("people who like long and confident answers", biased)):
     two = reward(prompts=[sf["prompt"]] * 2, completions=[plain, boasting])
@@ -563,8 +569,8 @@ table(["reward model of", plain, boasting, "boasting pays"], rows)
 # %% [markdown]
 # ## Scale it up
 #
-# The same calls take any causal language model of Hugging Face as a backbone, and any data set with the columns `prompt`,
-# `chosen`, `rejected`.
+# The same calls take any causal language model of Hugging Face as a backbone, and any data set with the columns
+# `prompt`, `chosen`, `rejected`.
 
 # %%
 from course_lib.teach import real_model
@@ -587,8 +593,8 @@ table(["claim of the lecture", "measured on this page"], [
      f"pairs minus scores: {raw[0].mean:+.1%} on a common scale, {raw[-1].mean:+.1%} where scales wander most"),
     ("C15: Bradley-Terry, winner above loser",
      f"{name}: {told(one['accuracy'])}, calibration error {plots.interval(one['ece']).mean:.3f}"),
-    ("C16: collect preferences from people", f"{len(people_said)} pairs of {len({p['annotator'] for p in people_said})} "
-     "people trained a reward model"),
+    ("C16: collect preferences from people",
+     f"{len(people_said)} pairs of {len({p['annotator'] for p in people_said})} people trained a reward model"),
     ("C18: fails on unnatural input", ", ".join(fooled) or "no family of the probe in every seed"),
 ])
 
