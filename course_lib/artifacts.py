@@ -209,8 +209,8 @@ SIZES = {
         "seconds": 90,
     },
     "ppo_sums": {
-        "full": dict(seeds=[0, 1, 2], steps=12, lr=3e-4, count=8, samples=8, test=100),
-        "smoke": dict(seeds=[0, 1], steps=1, lr=3e-4, count=2, samples=2, test=2),
+        "full": dict(seeds=[0, 1, 2], steps=12, lr=2e-4, count=8, samples=8, test=100),
+        "smoke": dict(seeds=[0, 1], steps=1, lr=2e-4, count=2, samples=2, test=2),
         "seconds": 90,
     },
 }

@@ -13,13 +13,14 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 from course_lib import exact
 from course_lib.algorithms import ppo, reinforce
 from course_lib.algorithms.ppo import PPOConfig
+from course_lib.algorithms.reinforce import adam
 from course_lib.algorithms.training import loss_sum, make_optimizers, take_step, warmup_cosine
-from course_lib.environments import LMAgent, Questions
+from course_lib.environments import LMAgent, Questions, play
 from course_lib.experiments import starts
 from course_lib.lm.enumerate import letters_lm
 from course_lib.lm.heads import LMCritic, SharedCritic, ValueModel
 from course_lib.lm.logprobs import token_logprobs
-from course_lib.objectives import gae
+from course_lib.objectives import clipped_value_losses, explained_variance, gae, masked_mean
 from course_lib.progress import Progress
 from course_lib.rewards.maths import maths_reward
 from course_lib.worlds.draw import Draw
@@ -183,12 +184,43 @@ def on_sums(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: S
             for seed in seeds:
                 policy = copy.deepcopy(model)
                 agent, critic = LMAgent(policy, tokenizer, max_new_tokens=32), SharedCritic(policy)
-                config = PPOConfig(steps=steps, count=count, samples=samples, lr=lr, seed=seed, clip_range=clip)
+                config = PPOConfig(steps=steps, count=count, samples=samples, minibatches=1, lr=lr, seed=seed, clip_range=clip)
                 history = ppo.train(agent, Questions(rows, reward), config, critic=critic)
                 means = {k: sum(e[k] for e in history) / steps for k in ("approx_kl", "clipfrac", "explained_variance")}
                 result[name].append(rate(policy) | means | {"reward": [e["reward"] for e in history]})
                 progress.update()
     return result
+
+
+# ---- C22: a critic that watches ---------------------------------------------------------------------------------------
+
+
+def fit_critic(agent: LMAgent, critic: LMCritic, environment: Questions, count: int, epochs: int, lr: float, seed: int = 0
+               ) -> dict:
+    """Teach a critic the scores of an actor that stands still: regression of `count` answers' scores on the text so far.
+
+    A fifth of the answers is held out. Returns their explained variance as a whole, and `by_part`: in each quarter of an
+    answer's tokens, from its first to its last.
+    """
+    episodes = play(agent, environment, count=count, seed=seed)
+    held_out, seen = torch.arange(count).split([count // 5, count - count // 5])
+    optimizers, order = adam(critic.model), torch.Generator().manual_seed(seed)
+    batches = [seen[rows] for _ in range(epochs) for rows in torch.randperm(len(seen), generator=order).split(64)]
+    with Progress("fitting a critic", total=len(batches)) as progress:
+        for step, rows in enumerate(batches):
+            part = episodes.select(rows.to(episodes.score.device))
+            goal = part.score[:, None].expand_as(part.mask)
+            loss = masked_mean(clipped_value_losses(part.values(critic), goal, goal, math.inf), part.mask)
+            loss.backward()
+            take_step(optimizers, lr * warmup_cosine(step, len(batches), 5), 1.0, float(loss.detach()), f"step {step}")
+            progress.update(loss=float(loss.detach()))
+    test = episodes.select(held_out.to(episodes.score.device))
+    with torch.no_grad():
+        values, goal = test.values(critic), test.score[:, None].expand_as(test.mask)
+    at = (test.mask.cumsum(1) - 1) / test.mask.sum(1, keepdim=True)  # 0 at the first token, towards 1 at the last
+    parts = [test.mask & (at >= q / 4) & (at < (q + 1) / 4) for q in range(4)]
+    return {"explained_variance": float(explained_variance(values, goal, test.mask)),
+            "by_part": [float(explained_variance(values, goal, part)) for part in parts]}
 
 
 # ---- C22: the gradient that GAE estimates, exactly -------------------------------------------------------------------

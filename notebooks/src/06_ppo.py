@@ -1,0 +1,497 @@
+# %% [markdown]
+# # 06 · PPO: several careful steps on every batch
+#
+# *Lecture: Proximal Policy Optimization; PPO uses large memory for training*
+#
+# > It is designed to be conservative in its updates and makes training more stable.
+#
+# **You will be able to** turn one score for an answer into a reward, a value and an advantage for each token; say what
+# GAE's $\lambda$ trades, exactly; write the clipped loss and read its diagnostics; and tell what the clip buys, and
+# what it does not.
+#
+# | | |
+# | --- | --- |
+# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | starts from | a model that solves arithmetic stories now and then |
+# | leaves behind | four studies in the store, if they are not there yet |
+#
+# Two claims of the lecture are measured: PPO is conservative and more stable (C21), and it learns from advantages of an
+# actor-critic, not from rewards (C22). Its memory (C23) is counted here and compared with GRPO's in notebook 07.
+
+# %%
+import copy
+import html
+import math
+
+import torch
+from IPython.display import Markdown, display
+
+from course_lib import artifacts, exact, objectives, plots, smoke
+from course_lib.algorithms import ppo
+from course_lib.algorithms.rlhf import frozen
+from course_lib.checks import check
+from course_lib.environments import LMAgent, Questions, play
+from course_lib.experiments import ppo as study
+from course_lib.experiments import starts
+from course_lib.lm import load_lm
+from course_lib.lm.heads import LMCritic, SharedCritic, ValueModel
+from course_lib.rewards.maths import maths_reward
+from course_lib.teach import show
+
+policy, tokenizer = load_lm("sums_start")  # trained now if it is missing
+stories, reward = starts.sum_rows("train", 2000), maths_reward()
+
+# %%
+def table(head, rows):
+    """Show rows under a head as a table; model text is escaped."""
+    def cell(value):
+        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
+
+    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
+    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
+
+
+def spread(values, form="{:.2f}"):
+    """Mean over seeds, with the smallest and the largest."""
+    return f"{form.format(sum(values) / len(values))} ({form.format(min(values))} to {form.format(max(values))})"
+
+# %% [markdown]
+# ## 1 · Four models
+#
+# REINFORCE needed one model. PPO, as it is used for language models, holds four:
+#
+# | model | says | trained? |
+# | --- | --- | --- |
+# | actor, the policy $p_\theta$ | the next token | yes |
+# | critic $V$ | how much reward is still to be expected | yes |
+# | reference $p_{PT}$ | what the start would have said | no |
+# | reward $R$ | how good the whole answer is | no; here a rule that compares numbers |
+#
+# **Predict.** The actor and the critic are trained with Adam, in float32. How many times the memory of the actor's weights
+# do the four hold before the first answer is even sampled?
+
+# %%
+agent = LMAgent(policy, tokenizer, max_new_tokens=32)
+critic = LMCritic(ValueModel(policy))  # a copy of the actor's trunk, and a head that starts at 0
+reference = frozen(policy)
+
+
+def megabytes(model):
+    return sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
+
+
+one = megabytes(policy)
+parts = {"actor": [one, 3 * one], "critic": [megabytes(critic.model), 3 * megabytes(critic.model)],
+         "reference": [megabytes(reference), 0], "reward": [0, 0]}
+table(["", "weights, MB", "gradients and Adam's two moments, MB"],
+      [(name, f"{w:.1f}", f"{rest:.1f}") for name, (w, rest) in parts.items()])
+total = sum(map(sum, parts.values()))
+print(f"Together {total / one:.1f} times the actor's weights; with a learned reward model {total / one + 1:.1f} times.")
+
+# %% [markdown]
+# A trained model costs four times its weights: the weights, their gradients, and two moments of Adam. The critic is as
+# large as the actor, which is what GRPO saves (notebook 07). A cheaper way is a value head on the actor's own trunk:
+# `SharedCritic`. We will see what that costs.
+#
+# ## 2 · From a score to a reward for each token
+#
+# The lecture's regularised reward, $\hat R = R - \beta \log (p^{RL} / p^{PT})$, is a sum over tokens. So each token can pay
+# for itself, and the score falls due when the answer is over:
+#
+# $$r_t = -\beta \, \ln \frac{p_\theta(a_t \mid s_t)}{p_{PT}(a_t \mid s_t)} + \begin{cases} R(a, s) & t \text{ is the last token} \\ 0 & \text{else} \end{cases}$$
+#
+# **Exercise 1 · the reward of each token** (difficulty 2 of 5, 8 minutes)
+#
+# *Goal: put the score on the right token, and the price on all of them.*
+
+# %%
+def token_rewards(scores, logprobs, ref_logprobs, mask, beta):
+    """-beta ln(p / p_PT) at every real token, and the answer's score at its last real token. Constants.
+
+    scores: (N,); logprobs, ref_logprobs, mask: (N, T), padded on the right. Returns (N, T), 0 where masked.
+    """
+    ### BEGIN SOLUTION
+    rewards = torch.where(mask, -beta * (logprobs - ref_logprobs), 0)
+    at = torch.arange(mask.shape[1], device=mask.device)
+    last = at == mask.sum(1, keepdim=True) - 1
+    return (rewards + torch.where(last, scores[:, None], 0)).detach()
+    ### END SOLUTION
+
+# %%
+token_rewards = check("token_rewards", token_rewards)
+
+# %% [markdown]
+# ## 3 · The critic, and advantages instead of rewards (C22)
+#
+# REINFORCE gives every token of an answer the same credit, although most of them had nothing to do with its success. An
+# **actor-critic** asks at every token: is it now better than it was? With $V(s_t)$ the expected reward from here on,
+#
+# $$\delta_t = r_t + V(s_{t+1}) - V(s_t) \qquad\qquad A_t = \delta_t + \lambda A_{t+1}$$
+#
+# (Schulman et al. 2016, with $\gamma = 1$). With $\lambda = 0$ a token is judged by the critic's change of mind alone; with
+# $\lambda = 1$ by all that really came, minus what was expected.
+#
+# **Exercise 2 · GAE** (difficulty 3 of 5, 12 minutes)
+#
+# *Goal: sum backwards in time, and stop where the answer stops.*
+
+# %%
+def gae(rewards, values, mask, lam):
+    """A_t = delta_t + lam A_{t+1} with delta_t = r_t + V(s_{t+1}) - V(s_t); nothing follows the last real token.
+
+    rewards, values, mask: (N, T), padded on the right. Returns (N, T), constants, 0 where masked.
+    """
+    ### BEGIN SOLUTION
+    values = torch.where(mask, values, 0).detach()
+    advantages, advantage, following = torch.zeros_like(values), 0.0, 0.0
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + following - values[:, t]
+        advantage = torch.where(mask[:, t], delta + lam * advantage, 0)
+        advantages[:, t], following = advantage, values[:, t]
+    return advantages
+    ### END SOLUTION
+
+# %%
+gae = check("gae", gae)
+
+# %% [markdown]
+# ### Exactly, where every sequence can be listed
+#
+# Which $\lambda$ is best? On a language model with three letters and at most four of them, nothing has to be sampled: the
+# gradient that GAE estimates, its bias and its variance are sums over 121 sequences. Three critics: none at all
+# ($V = 0$), one that has learnt from 200 episodes, and the true values.
+#
+# **Predict.** For which of the three is $\lambda = 0$ unbiased? For which is $\lambda = 1$?
+
+# %% tags=["nbval-check-output"]
+small = exact.TableLM(letters=3, length=4, seed=0).double()
+worth = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64)  # of a, b, c and the end
+scores = torch.where(small.mask, worth[small.ids], 0).sum(1)
+true = exact.policy_gradient(small, scores, [small.logits])
+for name, values in (("none", torch.zeros(small.ids.shape, dtype=torch.float64)),
+                     ("perfect", exact.state_values(small, scores))):
+    for lam in (0.0, 1.0):
+        mean = small().exp() @ study.gae_gradients(small, scores, values, lam)
+        print(f"critic {name:8} lambda {lam:.0f}: error of the expected gradient {(mean - true).norm() / true.norm():.2f}")
+
+# %%
+c22 = artifacts.result("ppo_bias")
+lams, seeds = c22["lams"], len(c22["none"]["bias"])
+fig, axes = plots.subplots(1, 3, height=3.8)
+error = {}
+for name in study.CRITICS:
+    bias, noise = torch.tensor(c22[name]["bias"]), torch.tensor(c22[name]["spread"])  # (seeds, lams)
+    error[name] = (bias.square() + noise.square() / 64).sqrt()
+    label = {"none": "no critic", "learnt": "learnt", "perfect": "perfect"}[name]
+    for ax, runs in zip(axes, (bias, noise, error[name])):
+        plots.line_with_interval(ax, lams, runs.tolist(), label)
+for ax, title in zip(axes, ("bias", "spread of one episode", "error, 64 episodes")):
+    ax.set_title(title)
+    ax.set_xlabel("λ")
+axes[0].set_ylabel("relative to the true gradient")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+best = lams[int(error["learnt"].mean(0).argmin())]
+plots.finish(fig, f"Bias at λ = 0: {float(torch.tensor(c22['none']['bias'])[:, 0].mean()):.2f} without a critic, "
+                  f"{float(torch.tensor(c22['learnt']['bias'])[:, 0].mean()):.2f} with the learnt one, 0 with the perfect "
+                  f"one; at λ = 1 it is 0 for all. With 64 episodes the learnt critic does best at λ = {best:g}.")
+
+# %% [markdown]
+# **Explain.** With $\lambda = 1$ the values cancel from the expectation: whatever the critic says, it is only a baseline. Any
+# $\lambda < 1$ replaces a part of what really came by what the critic *thinks* would come: less noise, and the critic's
+# errors become the gradient's. A perfect critic could be trusted fully. How far to trust a real one depends on how good it is
+# and on how many episodes average out the noise: with more episodes the best $\lambda$ moves towards 1.
+#
+# ### A critic that watches an answer being written
+#
+# Now a real one. The critic is shown answers of the policy, right and wrong, and learns to predict their scores from the
+# text *so far*. How much of the scores' variance can it explain in each quarter of an answer?
+
+# %%
+watching = LMCritic(ValueModel(policy))
+fit = study.fit_critic(agent, watching, Questions(stories, reward), count=64 if smoke() else 1000, epochs=3, lr=1e-3)
+table(["", "first quarter", "second", "third", "last"],
+      [["explained variance, held-out answers", *(f"{share:.2f}" for share in fit["by_part"])]])
+
+# %% [markdown]
+# At the start there is only the story, and every story is about equally hard. The more has been written, the more is known.
+# Move $\lambda$ below: where is the credit for a right answer, and the blame for a wrong one?
+
+# %%
+from course_lib.widgets import ClipExplorer, GaeSlider
+
+episodes = play(agent, Questions(starts.sum_rows("test", 40), reward), count=20, samples=2, seed=3)
+action, earned = episodes.steps[0].action, episodes.score.tolist()
+with torch.no_grad():
+    values = watching.values(None, action)
+
+
+def over_tokens(row):
+    """The lambda slider over one answer."""
+    real = action.completion_mask[row]
+    words = [tokenizer.decode([i]) for i in action.completion_ids[row][real].tolist()]
+    return GaeSlider(words, [0.0] * (len(words) - 1) + [earned[row]], values[row][real].tolist())
+
+
+wrong, right = earned.index(min(earned)), earned.index(max(earned))
+print(f"wrong: {action.texts[wrong]}     right: {action.texts[right]}")
+over_tokens(wrong)
+
+# %%
+over_tokens(right)
+
+# %% [markdown]
+# ## 4 · Conservative: the clip (C21)
+#
+# Sampling answers is expensive. Can a batch be used for more than one step? After the first step the answers are no
+# longer the policy's own, which importance weights can mend:
+#
+# $$\text{ratio}_t = \frac{p_\theta(a_t \mid s_t)}{p_{old}(a_t \mid s_t)} \qquad\qquad \max_\theta \; E\big[\min\big(\text{ratio}_t A_t,\; \text{clip}(\text{ratio}_t, 1-\epsilon, 1+\epsilon) A_t\big)\big]$$
+#
+# (Schulman et al. 2017, equation 7). **Predict** before you move the sliders: the advantage is positive and the ratio is 1.5.
+# Does the token's probability still rise? And with a negative advantage and a ratio of 1.5?
+
+# %%
+ClipExplorer(advantage=1.0, ratio=1.5)
+
+# %% [markdown]
+# **Exercise 3 · whitening** (difficulty 2 of 5, 6 minutes)
+#
+# *Goal: scale advantages over the tokens that are there.*
+
+# %%
+def whiten(values, mask):
+    """Mean 0 and deviation 1 over the real tokens: (x - mean) / sqrt(variance + 1e-8), the biased variance.
+
+    values, mask: (N, T). Returns (N, T), 0 where masked.
+    """
+    ### BEGIN SOLUTION
+    real = values[mask]
+    white = (values - real.mean()) / (real.var(unbiased=False) + 1e-8).sqrt()
+    return torch.where(mask, white, 0)
+    ### END SOLUTION
+
+# %%
+whiten = check("whiten", whiten)
+
+# %% [markdown]
+# **Exercise 4 · the clipped loss** (difficulty 3 of 5, 10 minutes)
+#
+# *Goal: a pessimist's bound, token by token.*
+
+# %%
+def clipped_loss(logprobs, old_logprobs, advantages, mask, eps):
+    """-mean over the real tokens of min(r A, clip(r, 1 - eps, 1 + eps) A), with r = p / p_old.
+
+    logprobs, with a gradient; old_logprobs, advantages and mask, constants: (N, T). Returns a scalar.
+    """
+    ### BEGIN SOLUTION
+    ratio = (logprobs - old_logprobs).exp()
+    near = ratio.clamp(1 - eps, 1 + eps)
+    gain = torch.minimum(ratio * advantages, near * advantages)
+    return -torch.where(mask, gain, 0).sum() / mask.sum()
+    ### END SOLUTION
+
+# %%
+clipped_loss = check("clipped_loss", clipped_loss)
+
+# %% [markdown]
+# ## 5 · PPO in twenty lines, from your functions
+#
+# The task is small enough to be exact: **write it backwards**. A word of four letters, `cabd`, and the answer is `dbac`.
+# All 625 words can be listed, so the chance of a right answer is a sum, not a sample. A tiny Llama starts from fine-tuning on
+# examples half of which are wrong.
+
+# %%
+start, letters = study.backwards_start(steps=20 if smoke() else 300, wrong=0.5)
+print(f"The start writes a word backwards with probability {study.chance_right(start):.3f}.")
+
+
+def my_ppo(epochs, eps, steps=2 if smoke() else 16, lr=1e-3):
+    """PPO without a critic or a reference, from token_rewards, gae, whiten and clipped_loss."""
+    model = copy.deepcopy(start)
+    actor = LMAgent(model, letters, max_new_tokens=study.LENGTH + 1, precision="fp32")
+    task, optimizer = Questions(study.backwards(), study.is_right), torch.optim.Adam(model.parameters(), lr)
+    chances = [study.chance_right(model)]
+    for step in range(steps):
+        batch = play(actor, task, count=64, seed=step)
+        old, mask = batch.sampled, batch.mask
+        rewards = token_rewards(batch.score, old, old, mask, 0.0)
+        advantages = whiten(gae(rewards, torch.zeros_like(old), mask, 1.0), mask)
+        for epoch in range(epochs):
+            optimizer.zero_grad()
+            clipped_loss(batch.logprobs(actor), old, advantages, mask, eps).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        chances.append(study.chance_right(model))
+    return chances
+
+# %% [markdown]
+# **Predict.** One step on each batch, four steps without a clip, four steps with it: which order will they end in?
+
+# %%
+live = {"1 epoch": my_ppo(1, math.inf), "4 epochs, no clip": my_ppo(4, math.inf), "4 epochs, clip 0.2": my_ppo(4, 0.2)}
+fig, ax = plots.subplots(height=3.6)
+for name, chances in live.items():
+    ax.plot(chances, label=name, markevery=4)
+ax.set_xlabel("batches of 64 answers")
+ax.set_ylabel("chance of a right answer")
+ax.legend()
+plots.finish(fig, "One run each: " + ", ".join(f"{name} {c[0]:.2f} to {c[-1]:.2f}" for name, c in live.items()) + ".")
+
+# %% [markdown]
+# ### Over seeds: what the clip buys, and what it does not
+#
+# The same task with the course's `ppo.train`: the clip, the critic, one or four epochs, two learning rates, five seeds. With one
+# step a batch the ratio is exactly 1 and the clip has nothing to do, so "1 epoch" stands for both. A run counts as
+# **collapsed** when its chance of a right answer ends below half of the start's.
+
+# %%
+c21 = artifacts.result("ppo_stability")
+arms, rates = list(c21["runs"]), c21["lrs"]
+fig, axes = plots.subplots(1, 2, height=4.6, sharey=True)
+collapsed = {}
+for ax, lr, i in zip(axes, rates, range(len(rates))):
+    ends = {arm: [run["right"][-1] for run in c21["runs"][arm][i]] for arm in arms}
+    collapsed[lr] = {arm: sum(end < c21["start"] / 2 for end in runs) for arm, runs in ends.items()}
+    plots.bars_with_interval(ax, arms, ends)
+    ax.set_xticks(range(len(arms)), [f"{arm}\n{collapsed[lr][arm]} of {len(ends[arm])} collapsed" for arm in arms],
+                  rotation=35, ha="right", fontsize=8.5)
+    ax.axhline(c21["start"], color="black", linewidth=1, linestyle="--")
+    ax.set_title(f"learning rate {lr:g}")
+axes[0].set_ylabel("chance of a right answer at the end\n(dashed: at the start)")
+without, clipped = (sum(collapsed[lr][arm] for lr in rates) for arm in ("4 epochs, no clip", "PPO, 4 epochs"))
+n = sum(len(c21["runs"]["PPO, 4 epochs"][i]) for i in range(len(rates)))
+plots.finish(fig, f"Four epochs a batch: {without} of {n} runs collapse without the clip, {clipped} of {n} with it.")
+
+# %%
+rows = []
+for arm in arms[1:]:
+    for lr, runs in zip(rates, c21["runs"][arm]):
+        rows.append([arm, f"{lr:g}", *(spread([run[name] for run in runs], form) for name, form in
+                     (("approx_kl", "{:.3f}"), ("clipfrac", "{:.2f}"), ("entropy", "{:.2f}")))])
+table(["run", "learning rate", "approx KL of the last update, nats a token", "clip fraction", "entropy at the end, nats"], rows)
+
+# %% [markdown]
+# **Explain.** Importance weights are right on average and wild in the particular: each step without a clip follows ratios
+# that its own last step has made, and the policy leaves the region in which the batch says anything about it. The clip stops
+# a token once it has moved far enough, so that four epochs learn *more* than one at a rate at which four epochs without a
+# clip ruin the model.
+#
+# What it does not do: make a learning rate harmless. A clipped token gets no gradient, but the step that carried it past the
+# edge was taken, and Adam's momentum takes it further. At the larger rate every kind of run falls below its start. And compared
+# with REINFORCE, which takes a single step, PPO is not the more stable one: it gets more out of each answer.
+#
+# The critic brings nothing here, and its explained variance says why: it stays near 0. A batch of 64 answers a step is too
+# little to learn from what a right answer looks like; a whitened advantage has the batch's mean as its baseline anyway.
+#
+# ### What the details are worth
+#
+# "The N implementation details of RLHF with PPO" (Huang et al. 2023) lists what papers leave out. `ppo.train` has most of them,
+# and its docstring says why the others are missing. Each can be switched off:
+
+# %%
+tuned = artifacts.result("ppo_details")
+usual = [run["right"][-1] for run in c21["runs"]["PPO, 4 epochs"][rates.index(tuned["lr"])]]
+rows = [("PPO, 4 epochs, as it is", spread(usual), "")]
+for arm, runs in tuned["runs"].items():
+    ends = [run["right"][-1] for run in runs]
+    mean, low, high = plots.interval([a - b for a, b in zip(ends, usual)])  # the same seeds
+    rows.append((arm, spread(ends), f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"))
+table(["one switch at a time", "chance right at the end, over seeds", "difference, 95 % interval"], rows)
+
+# %% [markdown]
+# Read the intervals before the means: a detail whose interval holds 0 has not shown here that it matters, in either
+# direction. Most of such lists were never measured one by one.
+#
+# ## 6 · All four models at work
+#
+# The policy on arithmetic stories, with a critic of its own, the frozen reference and the rule as reward: the course's
+# `ppo.train`, live. One step of it in full:
+
+# %%
+show(ppo.gradient)
+
+# %%
+config = ppo.PPOConfig(steps=2 if smoke() else 12, count=8, samples=8, epochs=2, lr=2e-4, beta=0.02)
+before = play(agent, Questions(starts.sum_rows("test", 40), reward), count=40, seed=0)
+history = ppo.train(agent, Questions(stories, reward), config, critic=critic, reference=reference)
+after = play(agent, Questions(starts.sum_rows("test", 40), reward), count=40, seed=0)
+names = ("reward", "entropy", "kl", "explained_variance", "clipfrac", "approx_kl")
+table(["step", *names], [[e["step"], *(f"{e[name]:.3f}" for name in names)] for e in history[:: max(len(history) // 6, 1)]])
+right = [sum(score >= 1 for score in e.score.tolist()) for e in (before, after)]
+print(f"Held-out stories solved by one sampled answer each: {right[0]} of 40 before, {right[1]} of 40 after.")
+first = max(e["ratio_error"] for e in history)
+print(f"Largest |ratio - 1| at the first minibatch of any step: {first:.1g}")
+
+# %% [markdown]
+# How to read the columns. *reward* is the only one that says whether it works. *entropy* falling fast means that answers
+# become alike. *kl* is how far the policy is from the reference, in nats an answer. *explained variance* near 0 means that
+# the critic is no better than a constant. A *clip fraction* above about 0.3, or an *approx KL* of more than some hundredths of a
+# nat, says that the steps are too large for the number of epochs. The loss is not in the table: its value means nothing.
+#
+# Over seeds, with four epochs and a value head on the policy's own trunk, with and without the clip:
+
+# %%
+sums = artifacts.result("ppo_sums")
+fig, axes = plots.subplots(1, 2, height=3.8)
+for name in ("clip", "no clip"):
+    plots.line_with_interval(axes[0], range(1, len(sums[name][0]["reward"]) + 1), [run["reward"] for run in sums[name]], name)
+axes[0].set_xlabel("batches of answers")
+axes[0].set_ylabel("mean reward")
+axes[0].legend()
+solved = {"start": [sums["start"]["pass@1"]], **{k: [r["pass@1"] for r in sums[k]] for k in ("clip", "no clip")}}
+plots.bars_with_interval(axes[1], list(solved), solved)
+axes[1].set_xlabel("four epochs a batch")
+axes[1].set_ylabel("held-out stories solved, one sample")
+plots.finish(fig, f"Held-out stories solved by a sample: {solved['start'][0]:.2f} at the start, "
+                  f"{spread(solved['clip'])} with the clip, {spread(solved['no clip'])} without.")
+
+# %% [markdown]
+# ## Where this breaks
+#
+# - **The score on the wrong token**: in the last column instead of at the last real token. Everything runs, nothing is learnt.
+# - **Cut-off answers**: they never reach an end, and a critic that bootstraps past the limit rewards rambling. Here they are
+#   over, and pay a penalty (`missing_eos_penalty`).
+# - **Two code paths**: sampling and training compute log-probs differently. `sampler_gap` in the history bounds it; the
+#   ratio is taken inside the training code, so that it starts at exactly 1.
+# - **Whitened rewards**: a task whose every reward is −1 looks like one whose every reward is 0, if the mean goes too.
+# - **A critic that knows nothing** and a small $\lambda$: the gradient follows its errors, as section 3 shows.
+# - **The clip is no trust region**: it takes gradients away, it does not pull anything back. `max_kl` stops a batch early.
+#
+# ## Scale it up
+#
+# The same call on a real model; the critic is a value head on the policy's trunk, to save a model's memory.
+
+# %%
+from course_lib.teach import real_model
+
+if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
+    big, words = load_lm(name)
+    large = LMAgent(big, words, max_new_tokens=64)
+    settings = ppo.PPOConfig(steps=20, count=8, samples=4, lr=1e-6, critic_lr=1e-5, beta=0.05, target_kl=6.0)
+    rows = [{"prompt": [{"role": "user", "content": row["prompt"][0]["content"] + " End with # and the number."}],
+             "answer": row["answer"]} for row in stories]
+    ppo.train(large, Questions(rows, reward), settings, critic=SharedCritic(big), reference=frozen(big))
+
+# %% [markdown]
+# ## Recap
+
+# %%
+table(["claim of the lecture", "measured on this page"], [
+    ("C21: PPO is conservative and makes training more stable",
+     f"four epochs a batch: {without} of {n} runs collapse without the clip, {clipped} of {n} with it; REINFORCE, one step a "
+     f"batch: {sum(collapsed[lr]['REINFORCE'] for lr in rates)} of {n}"),
+    ("C21: it gets more out of each batch",
+     f"at learning rate {rates[0]:g}: REINFORCE {spread([r['right'][-1] for r in c21['runs']['REINFORCE'][0]])}, PPO with four "
+     f"epochs {spread([r['right'][-1] for r in c21['runs']['PPO, 4 epochs'][0]])}, start {c21['start']:.2f}"),
+    ("C22: advantages from a critic, not rewards",
+     f"GAE's bias at λ = 0 with a learnt critic {float(torch.tensor(c22['learnt']['bias'])[:, 0].mean()):.2f}, at λ = 1 none; "
+     f"best λ at 64 episodes {best:g}"),
+    ("C23: PPO holds four models", f"{total / one:.1f} times the actor's weights, with a rule as the reward"),
+])
+
+# %% [markdown]
+# **References.** Schulman et al., *High-dimensional continuous control using generalized advantage estimation*, 2016 ·
+# Schulman et al., *Proximal policy optimization algorithms*, 2017 · Ziegler et al., *Fine-tuning language models from human
+# preferences*, 2019 · Ouyang et al., *Training language models to follow instructions with human feedback*, 2022 · Huang et
+# al., *The N implementation details of RLHF with PPO*, 2023
