@@ -188,7 +188,7 @@ for name in study.CRITICS:
 for ax, title in zip(axes, ("bias", "spread of one episode", "error, 64 episodes")):
     ax.set_title(title)
     ax.set_xlabel("λ")
-axes[0].set_ylabel("relative to the true gradient")
+fig.supylabel("relative to the true gradient")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 best = lams[int(error["learnt"].mean(0).argmin())]
 plots.finish(fig, f"Bias at λ = 0: {float(torch.tensor(c22['none']['bias'])[:, 0].mean()):.2f} without a critic, "
@@ -358,6 +358,7 @@ for ax, lr, i in zip(axes, rates, range(len(rates))):
                   rotation=35, ha="right", fontsize=8.5)
     ax.axhline(c21["start"], color="black", linewidth=1, linestyle="--")
     ax.set_title(f"learning rate {lr:g}")
+    ax.set_xlabel("what is trained, and how")
 axes[0].set_ylabel("chance of a right answer at the end\n(dashed: at the start)")
 without, clipped = (sum(collapsed[lr][arm] for lr in rates) for arm in ("4 epochs, no clip", "PPO, 4 epochs"))
 n = sum(len(c21["runs"]["PPO, 4 epochs"][i]) for i in range(len(rates)))
