@@ -16,7 +16,7 @@
 # | leaves behind | four studies in the store, if they are not there yet |
 #
 # Two claims of the lecture are measured: PPO is conservative and more stable (C21), and it learns from advantages of an
-# actor-critic, not from rewards (C22). Its memory (C23) is counted here and compared with GRPO's in notebook 07.
+# actor-critic, not from rewards (C22). What its four models hold in memory (C23) is counted, and predicted for 7 B parameters.
 
 # %%
 import copy
@@ -67,31 +67,59 @@ def spread(values, form="{:.2f}"):
 # | reference $p_{PT}$ | what the start would have said | no |
 # | reward $R$ | how good the whole answer is | no; here a rule that compares numbers |
 #
-# **Predict.** The actor and the critic are trained with Adam, in float32. How many times the memory of the actor's weights
-# do the four hold before the first answer is even sampled?
+# **Predict.** Actor and critic are trained with Adam, in float32. How many times the actor's weights do the models hold in the
+# middle of a step? And how much of it would be saved without a critic, as in GRPO?
 
 # %%
-agent = LMAgent(policy, tokenizer, max_new_tokens=32)
-critic = LMCritic(ValueModel(policy))  # a copy of the actor's trunk, and a head that starts at 0
-reference = frozen(policy)
+from course_lib import memory
+from course_lib.algorithms.reinforce import adam
 
+actor, critic = copy.deepcopy(policy), LMCritic(ValueModel(policy), "fp32")
+agent, reference = LMAgent(actor, tokenizer, max_new_tokens=32, precision="fp32"), frozen(policy)
+episodes = play(agent, Questions(stories, reward), count=16)
+with memory.Saved(actor) as of_actor:
+    logprobs = episodes.logprobs(agent)
+with memory.Saved(critic.model) as of_critic:
+    values = episodes.values(critic)
+(logprobs.sum() + values.sum()).backward()
+optimizers = adam(actor, critic.model)
+for optimizer in optimizers:
+    optimizer.step()
+roles = {"policy": actor, "value": critic.model, "reference": reference}
+measured = memory.live(roles, optimizers, activations={"policy": of_actor.bytes, "value": of_critic.bytes})
+action = episodes.steps[0].action
+sizes = dict(rows=16, prompt_tokens=action.prompt_ids.shape[1], new_tokens=action.completion_ids.shape[1])
+formula = memory.estimate("PPO", memory.shape_of(policy.config), precision="fp32", without=("reward",), **sizes)
 
-def megabytes(model):
-    return sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
-
-
-one = megabytes(policy)
-parts = {"actor": [one, 3 * one], "critic": [megabytes(critic.model), 3 * megabytes(critic.model)],
-         "reference": [megabytes(reference), 0], "reward": [0, 0]}
-table(["", "weights, MB", "gradients and Adam's two moments, MB"],
-      [(name, f"{w:.1f}", f"{rest:.1f}") for name, (w, rest) in parts.items()])
-total = sum(map(sum, parts.values()))
-print(f"Together {total / one:.1f} times the actor's weights; with a learned reward model {total / one + 1:.1f} times.")
+# %%
+kinds = ("weights", "gradients", "optimizer", "activations")
+big = {name: memory.estimate(name, memory.LLAMA_7B, rows=64, group=8, micro_batch=4, prompt_tokens=512, new_tokens=512)
+       for name in ("PPO", "GRPO")}
+left = {f"{role}, {how}": usage[role] for role in roles for how, usage in (("live", measured), ("formula", formula))}
+right = {f"{name}\n{role}": usage for name in big for role, usage in big[name].items()}
+fig, axes = plots.subplots(1, 2, height=4.4)
+for ax, bars, unit, scale in ((axes[0], left, "MB", 1e6), (axes[1], right, "GB", 1e9)):
+    bottom = [0.0] * len(bars)
+    for kind, colour, hatch in zip(kinds, plots.PALETTE, ("", "//", "..", "xx")):
+        heights = [getattr(usage, kind) / scale for usage in bars.values()]
+        ax.bar(range(len(bars)), heights, bottom=bottom, color=colour, hatch=hatch, edgecolor="white", label=kind)
+        bottom = [low + high for low, high in zip(bottom, heights)]
+    ax.set_xticks(range(len(bars)), bars, rotation=60, ha="right", fontsize=9)
+    ax.set_xlabel("role")
+    ax.set_ylabel(unit)
+axes[0].set_title("here, in one step")
+axes[1].set_title("7 B parameters, bf16 and AdamW")
+axes[0].legend(fontsize=9)
+total = {how: sum(getattr(u, k) for u in usage.values() for k in kinds) for how, usage in
+         (("live", measured), ("formula", formula))}
+share = sum(u.total for u in big["GRPO"].values()) / sum(u.total for u in big["PPO"].values())
+plots.finish(fig, f"Counted in live tensors {total['live'] / 1e6:.0f} MB, by formula {total['formula'] / 1e6:.0f} MB. At 7 B GRPO "
+                  f"needs {share:.0%} of PPO's memory.")
 
 # %% [markdown]
-# A trained model costs four times its weights: the weights, their gradients, and two moments of Adam. The critic is as
-# large as the actor, which is what GRPO saves (notebook 07). A cheaper way is a value head on the actor's own trunk:
-# `SharedCritic`. We will see what that costs.
+# **Explain.** A trained model costs four times its weights before it has read a word: weights, gradients, and Adam's two
+# moments; then come the activations. The critic is a second trained model as large as the actor, and dropping it is what GRPO
+# saves (notebook 07). Between the two stands a value head on the actor's own trunk, `SharedCritic`. We will see what it costs.
 #
 # ## 2 · From a score to a reward for each token
 #
@@ -207,7 +235,7 @@ plots.finish(fig, f"Bias at λ = 0: {float(torch.tensor(c22['none']['bias'])[:, 
 # text *so far*. How much of the scores' variance can it explain in each quarter of an answer?
 
 # %%
-watching = LMCritic(ValueModel(policy))
+agent, watching = LMAgent(policy, tokenizer, max_new_tokens=32), LMCritic(ValueModel(policy))
 fit = study.fit_critic(agent, watching, Questions(stories, reward), count=64 if smoke() else 1000, epochs=3, lr=1e-3)
 table(["", "first quarter", "second", "third", "last"],
       [["explained variance, held-out answers", *(f"{share:.2f}" for share in fit["by_part"])]])
@@ -413,6 +441,7 @@ table(["one switch at a time", "chance right at the end, over seeds", "differenc
 show(ppo.gradient)
 
 # %%
+agent, critic = LMAgent(policy, tokenizer, max_new_tokens=32), LMCritic(ValueModel(policy))
 config = ppo.PPOConfig(steps=2 if smoke() else 12, count=8, samples=8, epochs=2, lr=2e-4, beta=0.02)
 before = play(agent, Questions(starts.sum_rows("test", 40), reward), count=40, seed=0)
 history = ppo.train(agent, Questions(stories, reward), config, critic=critic, reference=reference)
@@ -488,7 +517,8 @@ table(["claim of the lecture", "measured on this page"], [
     ("C22: advantages from a critic, not rewards",
      f"GAE's bias at λ = 0 with a learnt critic {float(torch.tensor(c22['learnt']['bias'])[:, 0].mean()):.2f}, at λ = 1 none; "
      f"best λ at 64 episodes {best:g}"),
-    ("C23: PPO holds four models", f"{total / one:.1f} times the actor's weights, with a rule as the reward"),
+    ("C23: PPO holds four models, GRPO drops one",
+     f"formula / live {total['formula'] / total['live']:.2f}; GRPO needs {share:.0%} of PPO's memory at 7 B"),
 ])
 
 # %% [markdown]
