@@ -23,7 +23,7 @@ CELLS = [
     """import sys; sys.path.insert(0, {root!r})
 from course_lib.lm.model import build_lm
 from course_lib.lm.tokenizer import train_tokenizer
-from course_lib.widgets import BetaSlider, KLMap, LossMask, OneUpdate, TokenExplorer, WordByWord
+from course_lib.widgets import BetaSlider, ClipExplorer, GaeSlider, KLMap, LossMask, OneUpdate, TokenExplorer, WordByWord
 deck = "SF usually refers to San Francisco, a city in California, USA"
 tokenizer = train_tokenizer([f"Where is SF? {{deck}}."] * 9, vocab_size=330)
 model = build_lm(tokenizer, (32, 2, 2, 64), device="cpu")
@@ -39,6 +39,8 @@ messages = [{{"role": "user", "content": "Where is SF?"}}, {{"role": "assistant"
 from course_lib.widgets.group import Group
 GroupViewer([Group("5 + 8?", ["5+8=13 #13", "#12", "<b>", "5+8=12 #12"], [1.1, 0.0, 0.0, 0.0], [8, 2, 1, 8]),
              Group("1 + 1?", ["#2"] * 4, [1.1] * 4, [2] * 4)])""",
+    "ClipExplorer()",
+    "GaeSlider(['5', '+8', '=', '13'], [0, 0, 0, 1], [0.5, 0.25, 0.5, 0.75])",
 ]
 
 

@@ -165,6 +165,26 @@ def test_group_viewer(page, screenshot):
     until(page, lambda: "teaches nothing" in picture(viewer), "the group of equals")
 
 
+def test_clip_explorer(page, screenshot):
+    clip = outputs(page)[-2]
+    assert "ratio 1.00, clip from 0.80 to 1.20" in picture(clip) and "pushed up" in picture(clip)
+    slide(clip, 1, Keys.ARROW_RIGHT * 6)
+    until(page, lambda: "ratio 1.30" in picture(clip) and "The slope is 0" in picture(clip), "the clip to hold the token")
+    slide(clip, 3, Keys.ARROW_RIGHT * 4)
+    until(page, lambda: "clip from 0.80 to 1.40" in picture(clip) and "pushed up" in picture(clip), "a higher edge")
+    screenshot("clip", clip)
+
+
+def test_gae_slider(page, screenshot):
+    gae = outputs(page)[-1]
+    assert "lambda = 0.95" in picture(gae)
+    slide(gae, 0, Keys.HOME)
+    until(page, lambda: "lambda = 0: each token is judged by the critic's change of mind" in picture(gae), "lambda 0")
+    slide(gae, 0, Keys.END)
+    until(page, lambda: "lambda = 1: each token is judged by all that came after it" in picture(gae), "lambda 1")
+    screenshot("gae", gae)
+
+
 @pytest.fixture(scope="module")
 def saved(notebook, tools):
     """The notebook as it is committed: run without a front end, and no reference to a live widget."""
