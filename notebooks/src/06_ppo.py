@@ -109,7 +109,7 @@ for ax, bars, unit, scale in ((axes[0], left, "MB", 1e6), (axes[1], right, "GB",
     ax.set_ylabel(unit)
 axes[0].set_title("here, in one step")
 axes[1].set_title("7 B parameters, bf16 and AdamW")
-axes[0].legend(fontsize=9)
+axes[0].legend(fontsize=8, loc="center right")
 total = {how: sum(getattr(u, k) for u in usage.values() for k in kinds) for how, usage in
          (("live", measured), ("formula", formula))}
 share = sum(u.total for u in big["GRPO"].values()) / sum(u.total for u in big["PPO"].values())
@@ -206,10 +206,10 @@ for name, values in (("none", torch.zeros(small.ids.shape, dtype=torch.float64))
 c22 = artifacts.result("ppo_bias")
 lams, seeds = c22["lams"], len(c22["none"]["bias"])
 fig, axes = plots.subplots(1, 3, height=3.8)
-error = {}
+error, patient = {}, {}
 for name in study.CRITICS:
     bias, noise = torch.tensor(c22[name]["bias"]), torch.tensor(c22[name]["spread"])  # (seeds, lams)
-    error[name] = (bias.square() + noise.square() / 64).sqrt()
+    error[name], patient[name] = ((bias.square() + noise.square() / n).sqrt() for n in (64, 4096))
     label = {"none": "no critic", "learnt": "learnt", "perfect": "perfect"}[name]
     for ax, runs in zip(axes, (bias, noise, error[name])):
         plots.line_with_interval(ax, lams, runs.tolist(), label)
@@ -218,10 +218,10 @@ for ax, title in zip(axes, ("bias", "spread of one episode", "error, 64 episodes
     ax.set_xlabel("λ")
 fig.supylabel("relative to the true gradient")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-best = lams[int(error["learnt"].mean(0).argmin())]
+best, later = (lams[int(e["learnt"].mean(0).argmin())] for e in (error, patient))
 plots.finish(fig, f"Bias at λ = 0: {float(torch.tensor(c22['none']['bias'])[:, 0].mean()):.2f} without a critic, "
                   f"{float(torch.tensor(c22['learnt']['bias'])[:, 0].mean()):.2f} with the learnt one, 0 with the perfect "
-                  f"one; at λ = 1 it is 0 for all. With 64 episodes the learnt critic does best at λ = {best:g}.")
+                  f"one; at λ = 1 it is 0 for all. The learnt critic does best at λ = {best:g} with 64 episodes, at λ = {later:g} with 4,096.")
 
 # %% [markdown]
 # **Explain.** With $\lambda = 1$ the values cancel from the expectation: whatever the critic says, it is only a baseline. Any
@@ -407,8 +407,8 @@ table(["run", "learning rate", "approx KL of the last update, nats a token", "cl
 # clip ruin the model.
 #
 # What it does not do: make a learning rate harmless. A clipped token gets no gradient, but the step that carried it past the
-# edge was taken, and Adam's momentum takes it further. At the larger rate every kind of run falls below its start. And compared
-# with REINFORCE, which takes a single step, PPO is not the more stable one: it gets more out of each answer.
+# edge was taken, and Adam's momentum takes it further. At the larger rate every kind of run ends below its start on average.
+# And compared with REINFORCE, which takes a single step, PPO is not the more stable one: it gets more out of each answer.
 #
 # The critic brings nothing here, and its explained variance says why: it stays near 0. A batch of 64 answers a step is too
 # little to learn from what a right answer looks like; a whitened advantage has the batch's mean as its baseline anyway.
