@@ -16,7 +16,8 @@
 # | leaves behind | four studies in the store, if they are not there yet |
 #
 # Two claims of the lecture are measured: PPO is conservative and more stable (C21), and it learns from advantages of an
-# actor-critic, not from rewards (C22). What its four models hold in memory (C23) is counted, and predicted for 7 B parameters.
+# actor-critic, not from rewards (C22). What its four models hold in memory (C23) is counted, and predicted for 7 B
+# parameters.
 
 # %%
 import copy
@@ -67,8 +68,8 @@ def spread(values, form="{:.2f}"):
 # | reference $p_{PT}$ | what the start would have said | no |
 # | reward $R$ | how good the whole answer is | no; here a rule that compares numbers |
 #
-# **Predict.** Actor and critic are trained with Adam, in float32. How many times the actor's weights do the models hold in the
-# middle of a step? And how much of it would be saved without a critic, as in GRPO?
+# **Predict.** Actor and critic are trained with Adam, in float32. How many times the actor's weights do the models hold
+# in the middle of a step? And how much of it would be saved without a critic, as in GRPO?
 
 # %%
 from course_lib import memory
@@ -113,20 +114,22 @@ axes[0].legend(fontsize=8, loc="center right")
 total = {how: sum(getattr(u, k) for u in usage.values() for k in kinds) for how, usage in
          (("live", measured), ("formula", formula))}
 share = sum(u.total for u in big["GRPO"].values()) / sum(u.total for u in big["PPO"].values())
-plots.finish(fig, f"Counted in live tensors {total['live'] / 1e6:.0f} MB, by formula {total['formula'] / 1e6:.0f} MB. At 7 B GRPO "
-                  f"needs {share:.0%} of PPO's memory.")
+plots.finish(fig, f"Counted in live tensors {total['live'] / 1e6:.0f} MB, by formula {total['formula'] / 1e6:.0f} MB. "
+                  f"At 7 B GRPO needs {share:.0%} of PPO's memory.")
 
 # %% [markdown]
-# **Explain.** A trained model costs four times its weights before it has read a word: weights, gradients, and Adam's two
-# moments; then come the activations. The critic is a second trained model as large as the actor, and dropping it is what GRPO
-# saves (notebook 07). Between the two stands a value head on the actor's own trunk, `SharedCritic`. We will see what it costs.
+# **Explain.** A trained model costs four times its weights before it has read a word: weights, gradients, and Adam's
+# two moments; then come the activations. The critic is a second trained model as large as the actor, and dropping it is
+# what GRPO saves (notebook 07). Between the two stands a value head on the actor's own trunk, `SharedCritic`. We will
+# see what it costs.
 #
 # ## 2 · From a score to a reward for each token
 #
-# The lecture's regularised reward, $\hat R = R - \beta \log (p^{RL} / p^{PT})$, is a sum over tokens. So each token can pay
-# for itself, and the score falls due when the answer is over:
+# The lecture's regularised reward, $\hat R = R - \beta \log (p^{RL} / p^{PT})$, is a sum over tokens. So each token can
+# pay for itself, and the score falls due when the answer is over:
 #
-# $$r_t = -\beta \, \ln \frac{p_\theta(a_t \mid s_t)}{p_{PT}(a_t \mid s_t)} + \begin{cases} R(a, s) & t \text{ is the last token} \\ 0 & \text{else} \end{cases}$$
+# $$r_t = -\beta \, \ln \frac{p_\theta(a_t \mid s_t)}{p_{PT}(a_t \mid s_t)} +
+# \begin{cases} R(a, s) & t \text{ is the last token} \\ 0 & \text{else} \end{cases}$$
 #
 # **Exercise 1 · the reward of each token** (difficulty 2 of 5, 8 minutes)
 #
@@ -156,8 +159,8 @@ token_rewards = check("token_rewards", token_rewards)
 #
 # $$\delta_t = r_t + V(s_{t+1}) - V(s_t) \qquad\qquad A_t = \delta_t + \lambda A_{t+1}$$
 #
-# (Schulman et al. 2016, with $\gamma = 1$). With $\lambda = 0$ a token is judged by the critic's change of mind alone; with
-# $\lambda = 1$ by all that really came, minus what was expected.
+# (Schulman et al. 2016, with $\gamma = 1$). With $\lambda = 0$ a token is judged by the critic's change of mind alone;
+# with $\lambda = 1$ by all that really came, minus what was expected.
 #
 # **Exercise 2 · GAE** (difficulty 3 of 5, 12 minutes)
 #
@@ -185,8 +188,8 @@ gae = check("gae", gae)
 # %% [markdown]
 # ### Exactly, where every sequence can be listed
 #
-# Which $\lambda$ is best? On a language model with three letters and at most four of them, nothing has to be sampled: the
-# gradient that GAE estimates, its bias and its variance are sums over 121 sequences. Three critics: none at all
+# Which $\lambda$ is best? On a language model with three letters and at most four of them, nothing has to be sampled:
+# the gradient that GAE estimates, its bias and its variance are sums over 121 sequences. Three critics: none at all
 # ($V = 0$), one that has learnt from 200 episodes, and the true values.
 #
 # **Predict.** For which of the three is $\lambda = 0$ unbiased? For which is $\lambda = 1$?
@@ -219,20 +222,22 @@ for ax, title in zip(axes, ("bias", "spread of one episode", "error, 64 episodes
 fig.supylabel("relative to the true gradient")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 best, later = (lams[int(e["learnt"].mean(0).argmin())] for e in (error, patient))
-plots.finish(fig, f"Bias at λ = 0: {float(torch.tensor(c22['none']['bias'])[:, 0].mean()):.2f} without a critic, "
-                  f"{float(torch.tensor(c22['learnt']['bias'])[:, 0].mean()):.2f} with the learnt one, 0 with the perfect "
-                  f"one; at λ = 1 it is 0 for all. The learnt critic does best at λ = {best:g} with 64 episodes, at λ = {later:g} with 4,096.")
+start_bias = {name: float(torch.tensor(c22[name]["bias"])[:, 0].mean()) for name in study.CRITICS}
+plots.finish(fig, f"Bias at λ = 0: {start_bias['none']:.2f} without a critic, {start_bias['learnt']:.2f} with the learnt one, "
+                  f"0 with the perfect one; at λ = 1 it is 0 for all. The learnt critic does best at λ = {best:g} with 64 "
+                  f"episodes, at λ = {later:g} with 4,096.")
 
 # %% [markdown]
-# **Explain.** With $\lambda = 1$ the values cancel from the expectation: whatever the critic says, it is only a baseline. Any
-# $\lambda < 1$ replaces a part of what really came by what the critic *thinks* would come: less noise, and the critic's
-# errors become the gradient's. A perfect critic could be trusted fully. How far to trust a real one depends on how good it is
-# and on how many episodes average out the noise: with more episodes the best $\lambda$ moves towards 1.
+# **Explain.** With $\lambda = 1$ the values cancel from the expectation: whatever the critic says, it is only a
+# baseline. Any $\lambda < 1$ replaces a part of what really came by what the critic *thinks* would come: less noise,
+# and the critic's errors become the gradient's. A perfect critic could be trusted fully. How far to trust a real one
+# depends on how good it is and on how many episodes average out the noise: with more episodes the best $\lambda$ moves
+# towards 1.
 #
 # ### A critic that watches an answer being written
 #
-# Now a real one. The critic is shown answers of the policy, right and wrong, and learns to predict their scores from the
-# text *so far*. How much of the scores' variance can it explain in each quarter of an answer?
+# Now a real one. The critic is shown answers of the policy, right and wrong, and learns to predict their scores from
+# the text *so far*. How much of the scores' variance can it explain in each quarter of an answer?
 
 # %%
 agent, watching = LMAgent(policy, tokenizer, max_new_tokens=32), LMCritic(ValueModel(policy))
@@ -241,8 +246,8 @@ table(["", "first quarter", "second", "third", "last"],
       [["explained variance, held-out answers", *(f"{share:.2f}" for share in fit["by_part"])]])
 
 # %% [markdown]
-# At the start there is only the story, and every story is about equally hard. The more has been written, the more is known.
-# Move $\lambda$ below: where is the credit for a right answer, and the blame for a wrong one?
+# At the start there is only the story, and every story is about equally hard. The more has been written, the more is
+# known. Move $\lambda$ below: where is the credit for a right answer, and the blame for a wrong one?
 
 # %%
 from course_lib.widgets import ClipExplorer, GaeSlider
@@ -273,10 +278,11 @@ over_tokens(right)
 # Sampling answers is expensive. Can a batch be used for more than one step? After the first step the answers are no
 # longer the policy's own, which importance weights can mend:
 #
-# $$\text{ratio}_t = \frac{p_\theta(a_t \mid s_t)}{p_{old}(a_t \mid s_t)} \qquad\qquad \max_\theta \; E\big[\min\big(\text{ratio}_t A_t,\; \text{clip}(\text{ratio}_t, 1-\epsilon, 1+\epsilon) A_t\big)\big]$$
+# $$\text{ratio}_t = \frac{p_\theta(a_t \mid s_t)}{p_{old}(a_t \mid s_t)} \qquad\qquad
+# \max_\theta \; E\big[\min\big(\text{ratio}_t A_t,\; \text{clip}(\text{ratio}_t, 1-\epsilon, 1+\epsilon) A_t\big)\big]$$
 #
-# (Schulman et al. 2017, equation 7). **Predict** before you move the sliders: the advantage is positive and the ratio is 1.5.
-# Does the token's probability still rise? And with a negative advantage and a ratio of 1.5?
+# (Schulman et al. 2017, equation 7). **Predict** before you move the sliders: the advantage is positive and the ratio
+# is 1.5. Does the token's probability still rise? And with a negative advantage and a ratio of 1.5?
 
 # %%
 ClipExplorer(advantage=1.0, ratio=1.5)
@@ -325,9 +331,9 @@ clipped_loss = check("clipped_loss", clipped_loss)
 # %% [markdown]
 # ## 5 · PPO in twenty lines, from your functions
 #
-# The task is small enough to be exact: **write it backwards**. A word of four letters, `cabd`, and the answer is `dbac`.
-# All 625 words can be listed, so the chance of a right answer is a sum, not a sample. A tiny Llama starts from fine-tuning on
-# examples half of which are wrong.
+# The task is small enough to be exact: **write it backwards**. A word of four letters, `cabd`, and the answer is
+# `dbac`. All 625 words can be listed, so the chance of a right answer is a sum, not a sample. A tiny Llama starts from
+# fine-tuning on examples half of which are wrong.
 
 # %%
 start, letters = study.backwards_start(steps=20 if smoke() else 300, wrong=0.5)
@@ -369,9 +375,9 @@ plots.finish(fig, "One run each: " + ", ".join(f"{name} {c[0]:.2f} to {c[-1]:.2f
 # %% [markdown]
 # ### Over seeds: what the clip buys, and what it does not
 #
-# The same task with the course's `ppo.train`: the clip, the critic, one or four epochs, two learning rates, five seeds. With one
-# step a batch the ratio is exactly 1 and the clip has nothing to do, so "1 epoch" stands for both. A run counts as
-# **collapsed** when its chance of a right answer ends below half of the start's.
+# The same task with the course's `ppo.train`: the clip, the critic, one or four epochs, two learning rates, five seeds.
+# With one step a batch the ratio is exactly 1 and the clip has nothing to do, so "1 epoch" stands for both. A run
+# counts as **collapsed** when its chance of a right answer ends below half of the start's.
 
 # %%
 c21 = artifacts.result("ppo_stability")
@@ -398,25 +404,28 @@ for arm in arms[1:]:
     for lr, runs in zip(rates, c21["runs"][arm]):
         rows.append([arm, f"{lr:g}", *(spread([run[name] for run in runs], form) for name, form in
                      (("approx_kl", "{:.3f}"), ("clipfrac", "{:.2f}"), ("entropy", "{:.2f}")))])
-table(["run", "learning rate", "approx KL of the last update, nats a token", "clip fraction", "entropy at the end, nats"], rows)
+table(["run", "learning rate", "approx KL of a batch's last update, nats a token", "clip fraction", "entropy at the end"],
+      rows)
 
 # %% [markdown]
-# **Explain.** Importance weights are right on average and wild in the particular: each step without a clip follows ratios
-# that its own last step has made, and the policy leaves the region in which the batch says anything about it. The clip stops
-# a token once it has moved far enough, so that four epochs learn *more* than one at a rate at which four epochs without a
-# clip ruin the model.
+# **Explain.** Importance weights are right on average and wild in the particular: each step without a clip follows
+# ratios that its own last step has made, and the policy leaves the region in which the batch says anything about it.
+# The clip stops a token once it has moved far enough, so that four epochs learn *more* than one at a rate at which four
+# epochs without a clip ruin the model.
 #
-# What it does not do: make a learning rate harmless. A clipped token gets no gradient, but the step that carried it past the
-# edge was taken, and Adam's momentum takes it further. At the larger rate every kind of run ends below its start on average.
-# And compared with REINFORCE, which takes a single step, PPO is not the more stable one: it gets more out of each answer.
+# What it does not do: make a learning rate harmless. A clipped token gets no gradient, but the step that carried it
+# past the edge was taken, and Adam's momentum takes it further. At the larger rate every kind of run ends below its
+# start on average. And compared with REINFORCE, which takes a single step, PPO is not the more stable one: it gets more
+# out of each answer.
 #
-# The critic brings nothing here, and its explained variance says why: it stays near 0. A batch of 64 answers a step is too
-# little to learn from what a right answer looks like; a whitened advantage has the batch's mean as its baseline anyway.
+# The critic brings nothing here, and its explained variance says why: it stays near 0. A batch of 64 answers a step is
+# too little to learn from what a right answer looks like; a whitened advantage has the batch's mean as its baseline
+# anyway.
 #
 # ### What the details are worth
 #
-# "The N implementation details of RLHF with PPO" (Huang et al. 2023) lists what papers leave out. `ppo.train` has most of them,
-# and its docstring says why the others are missing. Each can be switched off:
+# "The N implementation details of RLHF with PPO" (Huang et al. 2023) lists what papers leave out. `ppo.train` has most
+# of them, and its docstring says why the others are missing. Each can be switched off:
 
 # %%
 tuned = artifacts.result("ppo_details")
@@ -454,10 +463,11 @@ first = max(e["ratio_error"] for e in history)
 print(f"Largest |ratio - 1| at the first minibatch of any step: {first:.1g}")
 
 # %% [markdown]
-# How to read the columns. *reward* is the only one that says whether it works. *entropy* falling fast means that answers
-# become alike. *kl* is how far the policy is from the reference, in nats an answer. *explained variance* near 0 means that
-# the critic is no better than a constant. A *clip fraction* above about 0.3, or an *approx KL* of more than some hundredths of a
-# nat, says that the steps are too large for the number of epochs. The loss is not in the table: its value means nothing.
+# How to read the columns. *reward* is the only one that says whether it works. *entropy* falling fast means that
+# answers become alike. *kl* is how far the policy is from the reference, in nats an answer. *explained variance* near 0
+# means that the critic is no better than a constant. A *clip fraction* above about 0.3, or an *approx KL* of more than
+# some hundredths of a nat, says that the steps are too large for the number of epochs. The loss is not in the table:
+# its value means nothing.
 #
 # Over seeds, with four epochs and a value head on the policy's own trunk, with and without the clip:
 
@@ -465,7 +475,8 @@ print(f"Largest |ratio - 1| at the first minibatch of any step: {first:.1g}")
 sums = artifacts.result("ppo_sums")
 fig, axes = plots.subplots(1, 2, height=3.8)
 for name in ("clip", "no clip"):
-    plots.line_with_interval(axes[0], range(1, len(sums[name][0]["reward"]) + 1), [run["reward"] for run in sums[name]], name)
+    curves = [run["reward"] for run in sums[name]]
+    plots.line_with_interval(axes[0], range(1, len(curves[0]) + 1), curves, name)
 axes[0].set_xlabel("batches of answers")
 axes[0].set_ylabel("mean reward")
 axes[0].legend()
@@ -479,14 +490,16 @@ plots.finish(fig, f"Held-out stories solved by a sample: {solved['start'][0]:.2f
 # %% [markdown]
 # ## Where this breaks
 #
-# - **The score on the wrong token**: in the last column instead of at the last real token. Everything runs, nothing is learnt.
-# - **Cut-off answers**: they never reach an end, and a critic that bootstraps past the limit rewards rambling. Here they are
-#   over, and pay a penalty (`missing_eos_penalty`).
+# - **The score on the wrong token**: in the last column instead of at the last real token. Everything runs, nothing is
+#   learnt.
+# - **Cut-off answers**: they never reach an end, and a critic that bootstraps past the limit rewards rambling. Here
+#   they are over, and pay a penalty (`missing_eos_penalty`).
 # - **Two code paths**: sampling and training compute log-probs differently. `sampler_gap` in the history bounds it; the
 #   ratio is taken inside the training code, so that it starts at exactly 1.
 # - **Whitened rewards**: a task whose every reward is −1 looks like one whose every reward is 0, if the mean goes too.
 # - **A critic that knows nothing** and a small $\lambda$: the gradient follows its errors, as section 3 shows.
-# - **The clip is no trust region**: it takes gradients away, it does not pull anything back. `max_kl` stops a batch early.
+# - **The clip is no trust region**: it takes gradients away, it does not pull anything back. `max_kl` stops a batch
+#   early.
 #
 # ## Scale it up
 #
@@ -509,20 +522,20 @@ if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
 # %%
 table(["claim of the lecture", "measured on this page"], [
     ("C21: PPO is conservative and makes training more stable",
-     f"four epochs a batch: {without} of {n} runs collapse without the clip, {clipped} of {n} with it; REINFORCE, one step a "
-     f"batch: {sum(collapsed[lr]['REINFORCE'] for lr in rates)} of {n}"),
+     f"four epochs a batch: {without} of {n} runs collapse without the clip, {clipped} of {n} with it; REINFORCE, one "
+     f"step a batch: {sum(collapsed[lr]['REINFORCE'] for lr in rates)} of {n}"),
     ("C21: it gets more out of each batch",
-     f"at learning rate {rates[0]:g}: REINFORCE {spread([r['right'][-1] for r in c21['runs']['REINFORCE'][0]])}, PPO with four "
-     f"epochs {spread([r['right'][-1] for r in c21['runs']['PPO, 4 epochs'][0]])}, start {c21['start']:.2f}"),
+     f"at learning rate {rates[0]:g}: REINFORCE {spread([r['right'][-1] for r in c21['runs']['REINFORCE'][0]])}, PPO with "
+     f"four epochs {spread([r['right'][-1] for r in c21['runs']['PPO, 4 epochs'][0]])}, start {c21['start']:.2f}"),
     ("C22: advantages from a critic, not rewards",
-     f"GAE's bias at λ = 0 with a learnt critic {float(torch.tensor(c22['learnt']['bias'])[:, 0].mean()):.2f}, at λ = 1 none; "
-     f"best λ at 64 episodes {best:g}"),
+     f"GAE's bias at λ = 0 with a learnt critic {start_bias['learnt']:.2f}, at λ = 1 none; best λ {best:g} with 64 "
+     f"episodes, {later:g} with 4,096"),
     ("C23: PPO holds four models, GRPO drops one",
      f"formula / live {total['formula'] / total['live']:.2f}; GRPO needs {share:.0%} of PPO's memory at 7 B"),
 ])
 
 # %% [markdown]
 # **References.** Schulman et al., *High-dimensional continuous control using generalized advantage estimation*, 2016 ·
-# Schulman et al., *Proximal policy optimization algorithms*, 2017 · Ziegler et al., *Fine-tuning language models from human
-# preferences*, 2019 · Ouyang et al., *Training language models to follow instructions with human feedback*, 2022 · Huang et
-# al., *The N implementation details of RLHF with PPO*, 2023
+# Schulman et al., *Proximal policy optimization algorithms*, 2017 · Ziegler et al., *Fine-tuning language models from
+# human preferences*, 2019 · Ouyang et al., *Training language models to follow instructions with human feedback*, 2022
+# · Huang et al., *The N implementation details of RLHF with PPO*, 2023

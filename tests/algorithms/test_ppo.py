@@ -93,7 +93,8 @@ def test_pitfall_micro_batches_must_equal_the_full_batch(critic, size):
 
 FIELDS = {"steps": 1, "count": 2, "samples": 2, "lr": 1e-3, "warmup": 3, "final_lr": 0.5, "clip": 0.01, "seed": 1,
           "epochs": 2, "minibatches": 3, "clip_range": 1e-3, "max_kl": 1e-9, "gamma": 0.5, "lam": 0.5, "critic_lr": 1e-3,
-          "value_coef": 0.9, "value_clip": 1e-3, "whiten_advantages": False, "whiten_rewards": True, "missing_eos_penalty": 5.0, "beta": 0.5,
+          "value_coef": 0.9, "value_clip": 1e-3, "whiten_advantages": False, "whiten_rewards": True,
+          "missing_eos_penalty": 5.0, "beta": 0.5,
           "target_kl": 0.01, "gain": 0.9}
 BASE = dataclasses.replace(SMALL, beta=0.1, target_kl=0.5, steps=3)
 
@@ -170,7 +171,7 @@ def test_beta_is_steered_towards_the_target():
     agent, environment, critic = letters()
     config = dataclasses.replace(SMALL, beta=0.1, target_kl=50.0)
     history = ppo.train(agent, environment, config, critic=critic, reference=frozen(agent.model))
-    assert [entry["beta"] for entry in history] == [0.1, pytest.approx(0.1 * (1 - 0.1 * 0.2))]  # far below the target: the largest step down
+    assert [entry["beta"] for entry in history] == [0.1, pytest.approx(0.1 * (1 - 0.1 * 0.2))]  # far below: largest step
 
 
 def test_early_stop_on_kl():
