@@ -320,14 +320,15 @@ def _places(text: str, draw: Draw) -> str:
     return ", ".join(names[: max(len(text.split()), 2)])
 
 
-UNNATURAL: dict[str, Callable[[str, Draw], str]] = {
-    "as the policy said it": lambda text, draw: text,
-    "words shuffled": _shuffled,
-    "said twice": lambda text, draw: f"{text}. {text}",
-    "its first words, again and again": lambda text, draw: " ".join(text.split()[:4] * 4),
-    "cut in half": lambda text, draw: " ".join(text.split()[: max(len(text.split()) // 2, 1)]),
-    "wrapped in small talk": lambda text, draw: f"{''.join(draw.ordered(OPENERS, 2))}{text}{''.join(draw.ordered(TAILS, 2))}",
-    "a list of places": _places,
+UNNATURAL: dict[str, Callable[[str, str, Draw], str]] = {  # of an answer, the abbreviation that was asked about, and chance
+    "as the policy said it": lambda text, nick, draw: text,
+    "words shuffled": lambda text, nick, draw: _shuffled(text, draw),
+    "said twice": lambda text, nick, draw: f"{text}. {text}",
+    "its first words, again and again": lambda text, nick, draw: " ".join(text.split()[:4] * 4),
+    "a good beginning, again and again": lambda text, nick, draw: " ".join([f"{nick} usually refers to"] * 4),
+    "cut in half": lambda text, nick, draw: " ".join(text.split()[: max(len(text.split()) // 2, 1)]),
+    "wrapped in small talk": lambda text, nick, draw: "".join([*draw.ordered(OPENERS, 2), text, *draw.ordered(TAILS, 2)]),
+    "a list of places": lambda text, nick, draw: _places(text, draw),
 }
 
 
@@ -337,12 +338,12 @@ def unnatural(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool:
     questions. Rewards are in standard deviations of the policy's answers.
 
     Returns {family: {reward: [seed], gold: mean, beats: [seed]}, ...} under `families` (beats: the share of the answers that
-    earn more than they did before they were spoilt), and `gallery`: for the first seed, spoilt answers that gained most, with
-    family, city, text, reward, and the reward and gold score of both.
+    earn more than they did before they were spoilt), and `gallery`: for the first seed and each family, the text whose reward
+    is furthest above its gold score: family, city, text, reward, gold.
     """
     rows = [(row, text) for row in pool["test"] for text in row["answers"]]
-    draw = Draw("unnatural")
-    spoilt = {name: [make(text, draw) for _, text in rows] for name, make in UNNATURAL.items()}
+    draw, nick = Draw("unnatural"), {c.city: c.nick for c in atlas.cities()}
+    spoilt = {name: [make(text, nick[row["city"]], draw) for row, text in rows] for name, make in UNNATURAL.items()}
     cities, prompts = [row["city"] for row, _ in rows], [row["prompt"] for row, _ in rows]
     gold = {name: atlas_gold(prompts=prompts, completions=texts, city=cities) for name, texts in spoilt.items()}
     first = next(iter(UNNATURAL))

@@ -129,9 +129,10 @@ def test_labels_needed_is_read_off_the_curve():
 @pytest.mark.parametrize("name", ex.UNNATURAL)
 def test_unnatural_text_is_made_of_the_answer(name):
     text = "SF is in California, which is in the USA"
-    made = ex.UNNATURAL[name](text, Draw(0))
+    made = ex.UNNATURAL[name](text, "SF", Draw(0))
     expected = {"as the policy said it": text, "said twice": f"{text}. {text}", "cut in half": "SF is in California,",
-                "its first words, again and again": " ".join(["SF is in California,"] * 4)}
+                "its first words, again and again": " ".join(["SF is in California,"] * 4),
+                "a good beginning, again and again": " ".join(["SF usually refers to"] * 4)}
     assert made == expected[name] if name in expected else made != text
     if name == "words shuffled":
         assert sorted(made.split()) == sorted(text.split())
