@@ -55,6 +55,11 @@ def test_a_mood_is_shared_by_a_sitting_and_new_in_the_next():
     assert abs(first[0] - second[0]) > 0.01
 
 
+def test_a_liking_for_what_comes_first_does_not_touch_scores():
+    coins = random.Random(4), random.Random(4)
+    assert Annotator(position=3.0).rate([TERSE, VAGUE], CITY, coins[0]) == Annotator().rate([TERSE, VAGUE], CITY, coins[1])
+
+
 def test_offset_scale_and_mood_leave_pairs_alone():
     strange = Annotator(offset=9.0, scale=0.1, mood=4.0)
     assert strange.prefers(GOOD, VAGUE, CITY) == Annotator().prefers(GOOD, VAGUE, CITY)

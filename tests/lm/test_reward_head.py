@@ -116,7 +116,10 @@ def test_whitening_sets_constants_and_keeps_the_order(model, tiny_lm):
         white = model.score(rows, precision="fp32")
         assert float(white.mean()) == pytest.approx(0, abs=1e-4) and float(white.std()) == pytest.approx(1, abs=1e-4)
     assert torch.equal(white.argsort(), raw.argsort())
-    assert float(model.score(rows[:1], precision="fp32")) == pytest.approx(float(white[0]), abs=1e-4)  # not per batch
+    model.whiten(model.score(rows[:2], precision="fp32"))  # other answers, so another zero and unit
+    other = model.score(rows[:2], precision="fp32")
+    assert float(other.mean()) == pytest.approx(0, abs=1e-4) and float(other.std()) == pytest.approx(1, abs=1e-4)
+    assert float(model.score(rows[:1], precision="fp32")) == pytest.approx(float(other[0]), abs=1e-4)  # not per batch
     with pytest.raises(ValueError, match="at least two"):
         model.whiten(raw[:1])
 
@@ -160,7 +163,10 @@ def test_other_backbones_of_hugging_face(tiny_tokenizer):
         model = model_on(lm.eval(), "last")
         rows = rows_of(tiny_tokenizer)
         alone = torch.cat([model(*collate([row], "cpu")) for row in rows])
-        assert torch.allclose(model(*collate(rows, "cpu")), alone, atol=1e-5)
+        ids, real, answer = collate(rows, "cpu")
+        assert torch.allclose(model(ids, real, answer), alone, atol=1e-5)
+        left = [torch.stack([x.roll(int((~r).sum())) for x, r in zip(part, real)]) for part in (ids, real, answer)]
+        assert torch.allclose(model(*left), alone, atol=1e-5)  # absolute positions must count real tokens only
 
 
 def test_collate_marks_what_is_real_and_what_is_the_answers():
