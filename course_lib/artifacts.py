@@ -85,15 +85,13 @@ SIZES = {
         "full": dict(seeds=[0, 1, 2, 3, 4], steps=20, count=8, samples=4, lr=5e-4, conditions={
             "leave-one-out": dict(baseline="rloo"),
             "none": dict(baseline="none"),
-            "none, rewards + 5": dict(baseline="none", offset=5.0),
-            "none, rewards - 5": dict(baseline="none", offset=-5.0),
-            "leave-one-out, twice as fast": dict(baseline="rloo", lr=1e-3),
-            "none, rewards - 5, twice as fast": dict(baseline="none", offset=-5.0, lr=1e-3),
-            "leave-one-out, 4 x as fast": dict(baseline="rloo", lr=2e-3)}),
+            "leave-one-out, 2 x lr": dict(baseline="rloo", lr=1e-3),
+            "none, rewards - 5, 2 x lr": dict(baseline="none", offset=-5.0, lr=1e-3),
+            "leave-one-out, 4 x lr": dict(baseline="rloo", lr=2e-3)}),
         "smoke": dict(seeds=[0, 1], steps=2, count=2, samples=2, lr=5e-4, conditions={
             "leave-one-out": dict(baseline="rloo"),
-            "none, rewards - 5": dict(baseline="none", offset=-5.0)}),
-        "seconds": 150,
+            "none, rewards - 5, 2 x lr": dict(baseline="none", offset=-5.0, lr=1e-3)}),
+        "seconds": 110,
     },
     "reinforce_variance": {
         "full": dict(seeds=[0, 1, 2, 3, 4], batches=4, steps=20, count=8, samples=4, lr=5e-4, kinds={

@@ -417,19 +417,26 @@ table(["", "answer", "reward", "why"], [
 # %%
 example = artifacts.result("reinforce_example")
 fig, axes = plots.subplots(1, 2, height=3.8)
-for name in pair:
-    steps = range(len(example[name][0]))
+steps = range(len(example["A1"][0]))
+for name in ("full marks", "A1", "A2"):
     plots.line_with_interval(axes[0], steps, example[name], name)
-plots.line_with_interval(axes[1], range(1, len(example["reward"][0]) + 1), example["reward"], "sampled answers")
+plots.line_with_interval(axes[1], steps[1:], example["reward"], "sampled answers")
 axes[0].set_ylabel("ln p(answer | Where is SF?)")
 axes[1].set_ylabel("reward by the rubric")
 for ax in axes:
     ax.set_xlabel("step")
     ax.legend()
-change = {name: plots.interval([run[-1] - run[0] for run in example[name]]) for name in pair}
-moved = ["{:+.1f} (95 % interval {:+.1f} to {:+.1f})".format(*change[name]) for name in pair]
-plots.finish(fig, f"After {len(steps) - 1} steps ln p(A1) has changed by {moved[0]}, ln p(A2) by {moved[1]}.")
+change = {name: [run[-1] - run[0] for run in example[name]] for name in ("A1", "full marks", "A2")}
+ups = {name: sum(c > 0 for c in changes) for name, changes in change.items()}
+words = ["{:+.1f} (95 % interval {:+.1f} to {:+.1f})".format(*plots.interval(c)) for c in change.values()]
+plots.finish(fig, f"ln p changes by {words[0]} for A1, which rises in {ups['A1']} of {len(example['A1'])} seeds, by "
+                  f"{words[1]} for all answers with full marks, and by {words[2]} for A2, which rises in {ups['A2']}.")
 
+# %% [markdown]
+# **Explain.** A2 falls: whenever it is said, others are better. A1 has company: "SF stands for San Francisco, ..."
+# earns four points as well, and the reward cannot tell the two apart. Which of them wins is luck, the luck of which
+# was said first and more often. What rises for sure is their sum.
+#
 # %% [markdown]
 # ## 6 · Baselines: the same gradient, less noise (C12)
 #
@@ -490,26 +497,54 @@ plots.finish(fig, f"At a mean reward of 6 leave-one-out has {ratio[6.0]['rloo']:
 # baseline is the better one. The batch mean *looks* best, but its estimate is shorter, too: it is $(1 - 1/n)$ times
 # leave-one-out. That is a smaller step, not a better direction.
 #
-# So a baseline is worth little at the start, if rewards lie around 0, and much once the policy is good and all
-# rewards are high. Measured on the atlas, at the start and after 20 steps:
+# **Predict.** Now the real model. Its rewards on the atlas lie between -5 and 4, their mean is around 1 at the start
+# and around 3 after 20 steps of REINFORCE. Where will leave-one-out help most?
 
 # %%
 measured = artifacts.result("reinforce_variance")
-fig, axes = plots.subplots(1, 2, height=3.8, sharey=True)
-kinds = {"none": "none", "batch": "batch mean", "learned": "learned", "rloo": "leave-one-out"}
+fig, axes = plots.subplots(1, 2, height=4.2, sharey=True)
 relative = {}
-for ax, when, score in zip(axes, ("before", "after"), measured["score"]):
-    unit = [max(v, 1e-9) for v in measured[when]["none"]]
-    rows = {kinds[k]: [v / u for v, u in zip(those, unit)] for k, those in measured[when].items()}
-    relative[when] = {kind: plots.interval(values) for kind, values in rows.items()}
+for ax, (when, entry) in zip(axes, measured.items()):
+    unit = [max(v, 1e-9) for v in entry["variance"]["none"]]
+    rows = {kind: [v / u for v, u in zip(those, unit)] for kind, those in entry["variance"].items()}
+    relative[when] = {kind: plots.interval(values).mean for kind, values in rows.items()}
     plots.bars_with_interval(ax, list(rows), rows)
-    ax.set_title(f"{when} training: mean reward {score:.1f}", fontsize=12)
+    plots.log_scale(ax, "y")
+    ax.set_title(f"{when} training: mean reward {entry['score']:.1f}", fontsize=12)
+    ax.tick_params("x", labelsize=9)
     ax.set_xlabel("baseline")
 axes[0].set_ylabel("variance of the gradient\n(none = 1)")
-rloo = {when: relative[when]["leave-one-out"].mean for when in relative}
-plots.finish(fig, f"Relative to no baseline, leave-one-out has {rloo['before']:.2f} times the variance before training "
-                  f"and {rloo['after']:.2f} times after it.")
+plots.finish(fig, "Relative to no baseline, leave-one-out has {:.2f} times the variance before training and {:.2f} times "
+                  "after it.".format(*(relative[when]["leave-one-out"] for when in relative)))
 
+# %% [markdown]
+# Did you expect that? With the rewards as they are, no baseline has the *least* variance, although the mean reward is
+# well above 0. Moved up or down by 5, it has many times more. To see why, look at single answers: their reward, and how
+# far they move the model for the same advantage, $\lVert \nabla \log p(a) \rVert^2$.
+
+# %%
+fig, axes = plots.subplots(1, 2, height=3.8, sharex=True, sharey=True)
+for ax, (when, entry) in zip(axes, measured.items()):
+    rewards, sizes = (torch.tensor(entry[key]) for key in ("rewards", "sizes"))
+    best = float((rewards * sizes).sum() / sizes.sum())
+    ax.plot(rewards, sizes, "o", linestyle="none", alpha=0.4)
+    for at, label, style in ((entry["score"], "mean reward", "--"), (best, "best constant", "-")):
+        ax.axvline(at, color="black", linestyle=style, linewidth=1.5, label=f"{label} {at:.1f}")
+    ax.set_title(f"{when} training", fontsize=12)
+    ax.set_xlabel("reward of the answer")
+    ax.legend(fontsize=9)
+plots.log_scale(axes[0], "y")
+axes[0].set_ylabel("size of its ∇ ln p, squared")
+plots.finish(fig, f"The best constant baseline, weighted by the size of each answer's gradient, is {best:.1f} after "
+                  f"training, where the mean reward is {entry['score']:.1f}.")
+
+# %% [markdown]
+# **Explain.** Poor answers are long and surprising, so they have by far the largest $\nabla \log p$; good ones are
+# likely, and small. The variance is least when the *large* gradients are multiplied by something near 0, and the
+# rubric happens to put its 0 among the poor answers. The best constant is a mean weighted by $\lVert \nabla \log p
+# \rVert^2$. No rule says that a reward's zero lies there: moved by 5 points it is far off, and leave-one-out does not
+# notice.
+#
 # %% [markdown]
 # ## 7 · REINFORCE on the atlas
 #
@@ -639,7 +674,7 @@ entropy = {name: [sum(seed[i] for seed in run["entropy"]) / len(run["entropy"]) 
 first, last = entropy["leave-one-out"]
 plots.finish(fig, f"With leave-one-out the entropy of an answer falls from {first:.1f} to {last:.1f} nats while the "
                   f"reward rises; without a baseline and with all rewards negative it goes to "
-                  f"{entropy['none, rewards - 5'][1]:.1f}.")
+                  f"{entropy['none, rewards - 5, 2 x lr'][1]:.1f}.")
 
 # %% [markdown]
 # Read what a run says that went wrong, beside one that did not:
@@ -703,8 +738,8 @@ table(["claim of the lecture", "measured on this page"], [
     ("C10: policy gradient by the log-derivative trick",
      f"three exact lines agree; error falls with exponent {fits[0].slope.mean:.3f}, smallest cosine {worst:.4f}"),
     ("C11: large R, large step",
-     f"sign of R - b in {min(right.values())} of {len(R)} updates; ln p(A1) {change['A1'].mean:+.1f}, ln p(A2) "
-     f"{change['A2'].mean:+.1f}"),
+     f"sign of R - b in {min(right.values())} of {len(R)} updates; A1 rises in {ups['A1']} and A2 in {ups['A2']} of "
+     f"{len(example['A1'])} seeds, the answers with full marks in {ups['full marks']}"),
     ("C12: RL with LMs is hard to get right",
      f"{moved_up} of {len(small['runs']['none'][shifts[-1]]['right'])} runs on the small model miss the best answer "
      f"without a baseline when rewards are moved up, {lost['rloo', shifts[-1]]} with leave-one-out; on the atlas it takes "
