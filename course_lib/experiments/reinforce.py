@@ -241,7 +241,7 @@ def atlas_runs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds
 
     conditions: name -> what differs from `config`: `baseline`, `lr`, `offset` (added to all rewards), ...
     Returns {start: quiz, runs: {name: {gold: [seed][step], entropy: ..., end: [seed] quiz, says: [...]}}}; gold and entropy
-    are those of the batches; `says` holds questions with what the first seed's model answers greedily, `start` likewise.
+    are those of the batches; `says` holds questions with one sampled answer each, of the first seed's model and of the start.
     """
     asked = ["Where is SF?", *(atlas.ASK[i].format(nick=c.nick) for i, c in enumerate(atlas.splits()["quiz"][:5]))]
 

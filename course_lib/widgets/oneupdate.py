@@ -121,7 +121,7 @@ class OneUpdateState:
             colour = BLUE if a >= b else ORANGE
             bars = tag("div", background=GREY, height="5px", width=f"{100 * b / scale:.1f}%", margin="1px 0")
             bars += tag("div", background=colour, height="9px", width=f"{100 * a / scale:.1f}%", margin="1px 0")
-            change = f"{'▲' if a > b + 1e-9 else '▼' if a < b - 1e-9 else ' '} {a - b:+.3f}".replace("-", "−")
+            change = f"{'▲' if a > b + 1e-9 else '▼' if a < b - 1e-9 else ' '} {a - b:+.4f}".replace("-", "−")
             rows.append(tag(
                 "tr", tag("td", escape(text), text_align="left", **cell), tag("td", signed(r), text_align="right", **cell),
                 tag("td", f"{k} ×" if k else "", text_align="right", **cell),

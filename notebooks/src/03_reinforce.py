@@ -437,7 +437,6 @@ plots.finish(fig, f"ln p changes by {words[0]} for A1, which rises in {ups['A1']
 # earns four points as well, and the reward cannot tell the two apart. Which of them wins is luck, the luck of which
 # was said first and more often. What rises for sure is their sum.
 #
-# %% [markdown]
 # ## 6 · Baselines: the same gradient, less noise (C12)
 #
 # Subtract a number $b$ from all rewards: $\mathbb{E}[b \, \nabla \log p(a)] = b \, \nabla \sum_a p(a) = b \, \nabla 1
@@ -545,7 +544,6 @@ plots.finish(fig, f"The best constant baseline, weighted by the size of each ans
 # \rVert^2$. No rule says that a reward's zero lies there: moved by 5 points it is far off, and leave-one-out does not
 # notice.
 #
-# %% [markdown]
 # ## 7 · REINFORCE on the atlas
 #
 # The model of the example, all training cities, ten phrasings; 8 questions with 4 answers each a step. Your loss and
@@ -610,7 +608,7 @@ plots.finish(fig, f"On other cities the gold reward goes from {study['start']['g
 
 # %% [markdown]
 # **Explain.** Nobody showed the model a good answer here. It said many things, the reward told better from worse, and
-# what was better became more likely. The form was there before, in a quarter of its answers. Compare with notebook
+# what was better became more likely. The form was there before, in about a quarter of its answers. Compare with notebook
 # 02: SFT imitates what is common; REINFORCE moves towards what is *good*, as the reward sees it.
 #
 # ## 8 · What goes wrong (C12)
