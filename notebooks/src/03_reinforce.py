@@ -608,8 +608,8 @@ plots.finish(fig, f"On other cities the gold reward goes from {study['start']['g
 
 # %% [markdown]
 # **Explain.** Nobody showed the model a good answer here. It said many things, the reward told better from worse, and
-# what was better became more likely. The form was there before, in about a quarter of its answers. Compare with notebook
-# 02: SFT imitates what is common; REINFORCE moves towards what is *good*, as the reward sees it.
+# what was better became more likely. The form was there before, in about a quarter of its answers. Compare with
+# notebook 02: SFT imitates what is common; REINFORCE moves towards what is *good*, as the reward sees it.
 #
 # ## 8 · What goes wrong (C12)
 #
@@ -685,11 +685,15 @@ table(["question", "the start", "leave-one-out", bad], [
         study["says"], main["says"], conditions[bad]["says"])])
 
 # %% [markdown]
-# **Explain.** Two ways down. *Too little variety*: the entropy falls with every successful step, and what is never
-# said cannot be reinforced. *Too much*: an answer that is pushed down gives its probability to all others, and nearly
-# all strings are gibberish. A baseline repairs what the level of the rewards does. It does not repair a step that is
-# too large: there, leave-one-out breaks as well. What bounds the step is the subject of PPO; what keeps the model
-# near its start, of RLHF's KL term.
+# **Explain.** At the moderate learning rate no baseline does as well as leave-one-out: the rubric puts its zero in a
+# good place, as section 6 measured. Move all rewards by a constant and it is a wreck, while leave-one-out sees no
+# difference.
+#
+# There are two ways down. *Too little variety*: the entropy falls with every successful step, and what is never said
+# cannot be reinforced; that is how the small runs ended. *Too much*: an answer that is pushed down gives its
+# probability to all others, and nearly all strings are gibberish; that is how the language model ended. A baseline
+# repairs what the level of the rewards does. It does not repair a step that is too large: there, leave-one-out breaks
+# as well. What bounds the step is the subject of PPO; what keeps the model near its start, of RLHF's KL term.
 #
 # ## Where this breaks
 #
