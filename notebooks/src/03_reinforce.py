@@ -52,7 +52,8 @@ def table(head, rows):
 
 # %%
 dates = {"1992": "Williams:\nREINFORCE", "1998": "Sutton & Barto:\nthe textbook",
-         "2013": "Mnih et al.:\ndeep networks\nplay Atari", "2017": "Schulman et al.:\nPPO", "today": "language\nmodels"}
+         "2013": "Mnih et al.:\ndeep networks\nplay Atari", "2017": "Schulman et al.:\nPPO",
+         "today": "language\nmodels"}
 fig, ax = plots.subplots(height=1.8)
 ax.plot(range(5), [0] * 5, color=plots.PALETTE[0], marker="o", markersize=9, linestyle="-")
 for at, (year, what) in enumerate(dates.items()):
@@ -90,7 +91,8 @@ loop(axes[0], "Reinforcement learning", "agent: policy $p_\\theta$", "environmen
      "reward $r_t$\nstate $s_{t+1}$")
 loop(axes[1], "… with a language model", "language model $p_\\theta$", "person, rule,\nor reward model",
      "answer\n(completion)", "reward of\nthe answer;\nnext prompt")
-plots.finish(fig, "For a language model the state is the prompt, the action the whole answer, the policy the model.")
+plots.finish(fig, "For a language model the state is the prompt, the action the whole answer, the policy "
+                  "the model itself.")
 
 # %% [markdown]
 # In the course's code the loop is one function. Read it with the picture in mind: whatever `agent` and `environment`
@@ -189,9 +191,10 @@ mask = torch.cat([torch.zeros_like(action.prompt_mask), action.mask], 1)
 with torch.no_grad():
     yours = answer_logprob(tiny(ids).logits, ids, mask)
 number = {tuple(i[m].tolist()): n for n, (i, m) in enumerate(zip(every_id, every_mask))}
-listed = every_logp.detach()[[number[tuple(i[m].tolist())] for i, m in zip(action.completion_ids, action.mask)]]
+every_logp = every_logp.detach()
+listed = every_logp[[number[tuple(i[m].tolist())] for i, m in zip(action.completion_ids, action.mask)]]
 print(f"largest difference to the list: {float((yours - listed).abs().max()):.1e}")
-print(f"the list's probabilities sum to {float(every_logp.detach().exp().sum()):.6f}")
+print(f"the list's probabilities sum to {float(every_logp.exp().sum()):.6f}")
 
 # %% [markdown]
 # ## 4 · The policy gradient, line by line (C10)
@@ -429,8 +432,9 @@ for ax in axes:
 change = {name: [run[-1] - run[0] for run in example[name]] for name in ("A1", "full marks", "A2")}
 ups = {name: sum(c > 0 for c in changes) for name, changes in change.items()}
 words = ["{:+.1f} (95 % interval {:+.1f} to {:+.1f})".format(*plots.interval(c)) for c in change.values()]
-plots.finish(fig, f"ln p changes by {words[0]} for A1, which rises in {ups['A1']} of {len(example['A1'])} seeds, by "
-                  f"{words[1]} for all answers with full marks, and by {words[2]} for A2, which rises in {ups['A2']}.")
+plots.finish(fig, f"ln p changes by {words[0]} for A1, which rises in {ups['A1']} of {len(example['A1'])} "
+                  f"seeds, by {words[1]} for all answers with full marks, and by {words[2]} for A2, which "
+                  f"rises in {ups['A2']}.")
 
 # %% [markdown]
 # **Explain.** A2 falls: whenever it is said, others are better. A1 has company: "SF stands for San Francisco, ..."
@@ -507,19 +511,22 @@ for ax, (when, entry) in zip(axes, measured.items()):
     unit = [max(v, 1e-9) for v in entry["variance"]["none"]]
     rows = {kind: [v / u for v, u in zip(those, unit)] for kind, those in entry["variance"].items()}
     relative[when] = {kind: plots.interval(values).mean for kind, values in rows.items()}
-    plots.bars_with_interval(ax, list(rows), rows)
+    short = [kind.replace("none, rewards", "none, R").replace("leave-one-out", "RLOO") for kind in rows]
+    plots.bars_with_interval(ax, short, list(rows.values()), form="{:.1f}")
     plots.log_scale(ax, "y")
     ax.set_title(f"{when} training: mean reward {entry['score']:.1f}", fontsize=12)
-    ax.tick_params("x", labelsize=9)
+    ax.set_xticks(range(len(short)), [label.replace(", ", ",\n") for label in short], fontsize=10)
     ax.set_xlabel("baseline")
 axes[0].set_ylabel("variance of the gradient\n(none = 1)")
-plots.finish(fig, "Relative to no baseline, leave-one-out has {:.2f} times the variance before training and {:.2f} times "
-                  "after it.".format(*(relative[when]["leave-one-out"] for when in relative)))
+times = [f"{entry['leave-one-out']:.2f}" for entry in relative.values()]
+plots.finish(fig, f"Relative to no baseline, leave-one-out (RLOO) has {times[0]} times the variance before "
+                  f"training and {times[1]} times after it.")
 
 # %% [markdown]
-# Did you expect that? With the rewards as they are, no baseline has the *least* variance, although the mean reward is
-# well above 0. Moved up or down by 5, it has many times more. To see why, look at single answers: their reward, and how
-# far they move the model for the same advantage, $\lVert \nabla \log p(a) \rVert^2$.
+# Did you expect that? With the rewards as they are, a baseline gains nothing, although the mean reward is well above
+# 0; at the start it even costs something. Moved up or down by 5, rewards without a baseline have several times the
+# variance, and leave-one-out does not notice. To see why, look at single answers: their reward, and how far they move
+# the model for the same advantage, $\lVert \nabla \log p(a) \rVert^2$.
 
 # %%
 fig, axes = plots.subplots(1, 2, height=3.8, sharex=True, sharey=True)
@@ -534,15 +541,15 @@ for ax, (when, entry) in zip(axes, measured.items()):
     ax.legend(fontsize=9)
 plots.log_scale(axes[0], "y")
 axes[0].set_ylabel("size of its ∇ ln p, squared")
-plots.finish(fig, f"The best constant baseline, weighted by the size of each answer's gradient, is {best:.1f} after "
-                  f"training, where the mean reward is {entry['score']:.1f}.")
+plots.finish(fig, f"The best constant baseline, weighted by the size of each answer's gradient, is {best:.1f} "
+                  f"after training, where the mean reward is {entry['score']:.1f}.")
 
 # %% [markdown]
 # **Explain.** Poor answers are long and surprising, so they have by far the largest $\nabla \log p$; good ones are
 # likely, and small. The variance is least when the *large* gradients are multiplied by something near 0, and the
-# rubric happens to put its 0 among the poor answers. The best constant is a mean weighted by $\lVert \nabla \log p
-# \rVert^2$. No rule says that a reward's zero lies there: moved by 5 points it is far off, and leave-one-out does not
-# notice.
+# rubric happens to put its 0 among the poor answers: the best constant is a mean weighted by $\lVert \nabla \log p
+# \rVert^2$, and lies well below the plain one. No rule says that the zero of a reward lies in such a good place. A
+# baseline makes sure that it does not matter where it lies.
 #
 # ## 7 · REINFORCE on the atlas
 #
@@ -574,7 +581,7 @@ config = reinforce.ReinforceConfig(steps=2 if smoke() else 20, count=8, samples=
 optimizers, rewards = reinforce.adam(live), []
 with Progress("REINFORCE with your functions", total=config.steps) as progress:
     for step in range(config.steps):
-        episodes = play(agent, questions, count=config.count, samples=config.samples, seed=step)
+        episodes = play(agent, questions, count=config.count, samples=config.samples, seed=10_000 + step)
         advantages = rloo_advantage(episodes.score.view(config.count, config.samples)).view(-1)
         loss = reinforce_loss(episodes.logprobs(agent), episodes.mask, advantages)
         loss.backward()
@@ -585,7 +592,8 @@ with Progress("REINFORCE with your functions", total=config.steps) as progress:
 # %%
 after = speak(live)
 table(["question", "before", "reward", "after", "reward"], [
-    (q, old, f"{r_old:+.1f}", new, f"{r_new:+.1f}") for q, (old, r_old), (new, r_new) in zip(asked, before, after)])
+    (q, old, f"{r_old:+.1f}", new, f"{r_new:+.1f}")
+    for q, (old, r_old), (new, r_new) in zip(asked, before, after)])
 
 # %% [markdown]
 # Is that luck? The same from five seeds of the episodes, from the store, judged on cities that RL did not ask for:

@@ -91,13 +91,15 @@ def test_the_exact_variance_of_leave_one_out_is_what_sampling_gives():
 
 def test_c12_on_the_atlas_leave_one_out_pays_where_the_zero_of_the_rewards_is_far_off():
     """Not where the rubric puts its zero: there the large gradients of poor answers are multiplied by little as it is."""
-    for when in artifacts.result("reinforce_variance").values():
+    study = artifacts.result("reinforce_variance")
+    for when in study.values():
         variance = {kind: np.array(values) for kind, values in when["variance"].items()}
         for moved in ("none, rewards + 5", "none, rewards - 5"):
             assert interval(variance["leave-one-out"] / variance[moved]).hi < 0.5
-        assert interval(variance["none"] / variance["leave-one-out"]).hi < 1
         rewards, sizes = (np.array(when[key]) for key in ("rewards", "sizes"))
-        assert np.average(rewards, weights=sizes) < when["score"]  # the best constant lies below the mean
+        assert np.average(rewards, weights=sizes) < when["score"] - 0.5  # the best constant lies below the mean
+    before = {kind: np.array(values) for kind, values in study["before"]["variance"].items()}
+    assert interval(before["none"] / before["leave-one-out"]).hi < 1  # as they are, the rewards need no baseline at the start
 
 
 def test_c12_rewards_moved_up_mislead_a_learner_without_a_baseline():
