@@ -11,7 +11,6 @@ tokens. Both whiten advantages, clip ratios, values and gradients, and pay for t
 import sys
 import tempfile
 import time
-from functools import partial
 
 from _common import Clock, main, small_lm, words
 
@@ -66,7 +65,7 @@ def course(steps: int, precision: str) -> list[float]:
     return times[1:]
 
 
-def trl(steps: int, precision: str) -> list[float]:
+def trl_side(steps: int, precision: str) -> list[float]:
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
@@ -84,9 +83,8 @@ def trl(steps: int, precision: str) -> list[float]:
 
 if __name__ == "__main__":
     try:
-        import trl as _  # noqa: F401
         import trl.experimental.ppo  # noqa: F401
     except ImportError:
-        sys.exit("This TRL has no PPO (1.12 is the last with it), so there is nothing to compare with: "
+        sys.exit('TRL with PPO, of which 1.12 is the last, is not installed, so there is nothing to compare with: '
                  'pip install --no-deps "trl==1.12.*" accelerate')
-    main(__file__, __doc__, {"PPO": {"TRL": partial(trl), "course": partial(course)}}, EPISODES, "episodes")
+    main(__file__, __doc__, {"PPO": {"TRL": trl_side, "course": course}}, EPISODES, "episodes")
