@@ -142,15 +142,27 @@ def until(driver):
 @pytest.fixture(scope="session")
 def run_all(lab, driver, until):
     """Open a notebook of the lab's folder in the current browser tab and run it from the menu: `run_all(path)`."""
+    from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.common.by import By
+
+    def begun() -> bool:
+        prompts = driver.find_elements(By.CSS_SELECTOR, ".jp-InputPrompt")
+        return any(prompt.text.strip() not in ("", "[ ]:") for prompt in prompts)
 
     def run(path: str) -> None:
         driver.get(lab.url(path))
         idle = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
         until(lambda: driver.find_element(By.CSS_SELECTOR, idle), "an idle kernel")
-        driver.find_element(By.XPATH, "//li[contains(@class,'lm-MenuBar-item')][.='Run']").click()
-        item = "[data-command='runmenu:run-all']"
-        until(lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
-        driver.find_element(By.CSS_SELECTOR, item).click()
+        for attempt in range(5):  # on a busy machine a kernel that looks idle may not listen yet
+            driver.find_element(By.XPATH, "//li[contains(@class,'lm-MenuBar-item')][.='Run']").click()
+            item = "[data-command='runmenu:run-all']"
+            until(lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
+            driver.find_element(By.CSS_SELECTOR, item).click()
+            try:
+                return until(begun, "a cell to begin", 20)
+            except TimeoutException:
+                for button in driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog .jp-mod-accept"):
+                    button.click()
+        pytest.fail(f"{path} did not run")
 
     return run

@@ -63,6 +63,14 @@ def test_c21_the_value_baseline_adds_nothing_here(stability):
         assert np.mean([run["explained_variance"] for run in stability["runs"]["PPO, 4 epochs"][i]]) < 0.1
 
 
+def test_c21_an_early_stop_does_not_replace_the_clip(stability):
+    """Of the details that the page switches, the one whose effect shows: same start, seeds and steps."""
+    tuned = artifacts.result("ppo_details")
+    usual = ends(stability, "PPO, 4 epochs", stability["lrs"].index(tuned["lr"]))
+    stopped = np.array([run["right"][-1] for run in tuned["runs"]["early stop for the clip"]])
+    assert len(stopped) >= 5 and interval(stopped - usual).hi < 0
+
+
 def test_c21_on_the_courses_model():
     study = artifacts.result("ppo_sums")
     clipped, free = ([run["pass@1"] for run in study[name]] for name in ("clip", "no clip"))
