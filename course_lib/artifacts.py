@@ -211,6 +211,24 @@ SIZES = {
         "smoke": dict(seeds=[0, 1], steps=1, lr=2e-4, count=2, samples=2, test=2),
         "seconds": 90,
     },
+    "dpo_optimum": {
+        "full": dict(seeds=[0, 1, 2, 3, 4], labels=[100, 1000, 10_000, 100_000], beta=0.5, steps=100, every=5),
+        "smoke": dict(seeds=[0, 1], labels=[100, 10_000], beta=0.5, steps=10, every=5),
+        "seconds": 6,
+    },
+    "dpo_beta": {
+        "full": dict(seeds=[0, 1, 2], labels=1000, questions=160, watched=128, conditions={
+            f"beta {beta}": dict(beta=beta, lr=2e-4, epochs=1, evaluations=4) for beta in (0.03, 0.1, 0.3)}),
+        "smoke": dict(seeds=[0, 1], labels=4, questions=4, watched=4, conditions={
+            "beta 0.1": dict(beta=0.1, lr=2e-4, batch_size=2, evaluations=2)}),
+        "seconds": 110,
+    },
+    "dpo_rounds": {
+        "full": dict(seeds=[0, 1, 2], labels=1000, count=4, questions=160, watched=64, beta=0.1, lr=2e-4, batch_size=32,
+                     evaluations=1),
+        "smoke": dict(seeds=[0, 1], labels=4, count=2, questions=4, watched=4, beta=0.1, lr=2e-4, batch_size=2, evaluations=1),
+        "seconds": 70,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -259,6 +277,14 @@ GRPO_CODE = (*START_CODE, "course_lib.algorithms.grpo", "course_lib.algorithms.p
              "course_lib.experiments.starts:sum_rows,function_rows,solve_rates",
              "course_lib.experiments.grpo:LENGTH,rows_of,reward_of,learn,rule_study")
 NEEDS |= {"rlhf_rewards_many": NEEDS["rlhf_rewards"], "rlhf_remedies": ("policy_sft", "rlhf_rewards", "rlhf_rewards_many")}
+DPO_CODE = (*ANSWERS_CODE, "course_lib.rewards.rubric", "course_lib.annotators", "course_lib.exact",
+            "course_lib.algorithms.training:make_optimizers,pad_right,take_step,warmup_cosine",
+            "course_lib.algorithms.dpo", "course_lib.algorithms.reward_model:judge",
+            "course_lib.objectives:PairLogprobs,DPO_LOSSES,dpo_sigmoid,sequence_logprob,bradley_terry",
+            "course_lib.experiments.preferences:comparisons,examination,_sitting",
+            "course_lib.experiments.reward_model:GROUP,leads_of,examine,ceiling_of", "course_lib.experiments.dpo")
+NEEDS["dpo_optimum"] = ()
+FAMILIES["dpo"] = ("policy_sft", "answers")
 NEEDS |= {"grpo_sums": ("sums_start",), "grpo_weak": ("sums_weak",), "grpo_functions": ("functions_start",)}
 STARTS = ("sums_start", "sums_weak", "functions_start")
 PPO_CODE = ("course_lib.algorithms.training", "course_lib.algorithms.ppo", "course_lib.lm.heads", "course_lib.lm.enumerate",
@@ -303,7 +329,7 @@ def recipe(name: str) -> Recipe:
             **dict.fromkeys(STARTS, START_CODE),
             **{study: (*REINFORCE_CODE, f"course_lib.experiments.reinforce:{made_by}")
                for study, made_by in REINFORCE.items()}}.get(name)
-    families = {"preference": PREFERENCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE, "ppo": PPO_CODE}
+    families = {"preference": PREFERENCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE, "dpo": DPO_CODE, "ppo": PPO_CODE}
     code = code or families.get(name.split("_")[0], SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
@@ -467,6 +493,21 @@ def _ppo_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
+def _dpo_study(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments import dpo
+        from course_lib.lm.model import load_lm
+
+        if name == "dpo_optimum":
+            numbers = dpo.to_the_optimum(**size(name))
+        else:
+            study = {"dpo_beta": dpo.sweep, "dpo_rounds": dpo.rounds}[name]
+            numbers = study(*load_lm("policy_sft"), result("answers"), **size(name))
+        save_json(folder / "result.json", numbers)
+
+    return build
+
+
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _answers, "reward_model": _reward_model,
           **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
@@ -474,4 +515,5 @@ _BUILD |= {name: _preference_study(name) for name in SIZES if name.startswith("p
 _BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
 _BUILD |= {name: _grpo(name) for name in SIZES if name.startswith("grpo")}
 _BUILD |= {name: _ppo_study(name) for name in SIZES if name.startswith("ppo")}
+_BUILD |= {name: _dpo_study(name) for name in SIZES if name.startswith("dpo")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

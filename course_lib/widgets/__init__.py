@@ -2,6 +2,7 @@
 
 from .betaslider import BetaSlider
 from .clip import ClipExplorer
+from .dpomargin import DPOMargin
 from .explorer import TokenExplorer
 from .gae import GaeSlider
 from .group import GroupViewer
@@ -11,5 +12,5 @@ from .lossmask import LossMask
 from .oneupdate import OneUpdate
 from .wordbyword import WordByWord
 
-__all__ = ["BetaSlider", "ClipExplorer", "GaeSlider", "GroupViewer", "KLMap", "Labeller", "LossMask", "OneUpdate",
+__all__ = ["BetaSlider", "ClipExplorer", "DPOMargin", "GaeSlider", "GroupViewer", "KLMap", "Labeller", "LossMask", "OneUpdate",
            "TokenExplorer", "WordByWord"]
