@@ -217,14 +217,14 @@ SIZES = {
         "seconds": 6,
     },
     "dpo_beta": {
-        "full": dict(seeds=[0, 1, 2], labels=1000, questions=160, watched=128, conditions={
-            f"beta {beta}": dict(beta=beta, lr=2e-4, epochs=1, evaluations=4) for beta in (0.03, 0.1, 0.3)}),
+        "full": dict(seeds=[0, 1, 2], labels=1000, questions=120, watched=96, conditions={
+            f"beta {beta}": dict(beta=beta, lr=3e-4, evaluations=4) for beta in (0.03, 0.1, 0.3)}),
         "smoke": dict(seeds=[0, 1], labels=4, questions=4, watched=4, conditions={
             "beta 0.1": dict(beta=0.1, lr=2e-4, batch_size=2, evaluations=2)}),
         "seconds": 110,
     },
     "dpo_rounds": {
-        "full": dict(seeds=[0, 1, 2], labels=1000, count=4, questions=160, watched=64, beta=0.1, lr=2e-4, batch_size=32,
+        "full": dict(seeds=[0, 1, 2], labels=600, count=3, questions=120, watched=32, beta=0.1, lr=2e-4, batch_size=32,
                      evaluations=1),
         "smoke": dict(seeds=[0, 1], labels=4, count=2, questions=4, watched=4, beta=0.1, lr=2e-4, batch_size=2, evaluations=1),
         "seconds": 70,

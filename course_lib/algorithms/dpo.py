@@ -76,25 +76,31 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], max_l
     return pairs
 
 
-def as_rollouts(pairs: Sequence[Pair], pad: int, device: torch.device) -> Rollouts:
-    """Both answers of each pair behind their prompt, 2B rows, chosen first: one forward pass, the prompt read once."""
-    width = max(len(p.prompt) for p in pairs)
-    prompt = torch.tensor([[pad] * (width - len(p.prompt)) + p.prompt for p in pairs])                      # (B, P)
-    real = torch.arange(width) >= width - torch.tensor([len(p.prompt) for p in pairs])[:, None]             # (B, P)
-    answers = [side for p in pairs for side in (p.chosen, p.rejected)]
-    ids = pad_right(answers, pad)                                                                           # (2B, T)
-    mask = torch.arange(ids.shape[1]) < torch.tensor([len(a) for a in answers])[:, None]                    # (2B, T)
-    group = torch.arange(len(pairs)).repeat_interleave(2)                                                   # (2B,)
+def as_rollouts(prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], pad: int, device: torch.device
+                ) -> Rollouts:
+    """The answers to each of B prompts behind it, N rows in this order: one forward pass, in which a prompt is read once."""
+    width = max(map(len, prompts))
+    prompt = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])                                  # (B, P)
+    real = torch.arange(width) >= width - torch.tensor([len(p) for p in prompts])[:, None]                  # (B, P)
+    every = [ids for some in answers for ids in some]
+    ids = pad_right(every, pad)                                                                             # (N, T)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(a) for a in every])[:, None]                      # (N, T)
+    group = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(some) for some in answers]))     # (N,)
     tensors = (prompt[group], real[group], ids, mask, torch.zeros(ids.shape), torch.ones(len(ids), dtype=torch.bool), group)
     return Rollouts(*(t.to(device) for t in tensors), texts=[""] * len(ids))
 
 
+def answer_logprobs(model: PreTrainedModel, rollouts: Rollouts, precision: str = "auto") -> Tensor:
+    """ln p(answer | prompt) of each row: (N,) float32, with gradients."""
+    with autocast(model.device, precision):
+        logprobs = completion_logprobs(model, rollouts)  # (N, T)
+    return sequence_logprob(logprobs, rollouts.completion_mask)
+
+
 def pair_logprobs(model: PreTrainedModel, pairs: Sequence[Pair], pad: int, precision: str = "auto") -> Tensor:
     """ln p(answer | prompt), chosen and rejected: (B, 2) float32, with gradients."""
-    rollouts = as_rollouts(pairs, pad, model.device)
-    with autocast(model.device, precision):
-        logprobs = completion_logprobs(model, rollouts)  # (2B, T)
-    return sequence_logprob(logprobs, rollouts.completion_mask).view(-1, 2)
+    rollouts = as_rollouts([p.prompt for p in pairs], [(p.chosen, p.rejected) for p in pairs], pad, model.device)
+    return answer_logprobs(model, rollouts, precision).view(-1, 2)
 
 
 @torch.no_grad()
@@ -205,11 +211,18 @@ class ImplicitReward:
         self.beta, self.precision = beta, precision
         self.__name__ = "implicit_reward"
 
+    @torch.no_grad()
     def __call__(self, prompts: Sequence, completions: Sequence, **columns) -> list[float]:
         """One reward a completion; the end of the answer is part of it."""
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        of: dict[tuple, list[int]] = {}  # prompt -> its completions
+        for i, prompt in enumerate(prompts):
+            of.setdefault(tuple(encode_prompt(self.tokenizer, prompt)), []).append(i)
         ids = [[*self.tokenizer(text_of(c), add_special_tokens=False, split_special_tokens=True)["input_ids"], end]
                for c in completions]
-        pairs = [Pair(encode_prompt(self.tokenizer, p), c, c) for p, c in zip(prompts, ids)]
-        policy, reference = (all_logprobs(m, pairs, pad, self.precision)[:, 0] for m in (self.model, self.reference))
-        return (self.beta * (policy - reference)).tolist()
+        rewards, asked = torch.zeros(len(ids)), list(of)
+        for part in (asked[i : i + 32] for i in range(0, len(asked), 32)):
+            rows = as_rollouts([list(p) for p in part], [[ids[i] for i in of[p]] for p in part], pad, self.model.device)
+            policy, reference = (answer_logprobs(m, rows, self.precision) for m in (self.model, self.reference))
+            rewards[[i for p in part for i in of[p]]] = (self.beta * (policy - reference)).cpu()
+        return rewards.tolist()

@@ -58,7 +58,7 @@ def descend(parameters: Sequence[Tensor], loss: Callable[[], Tensor], steps: int
             ) -> list[float]:
     """Minimise an exact loss by L-BFGS; what `look` sees before the first step and after every `every` steps."""
     optimizer = torch.optim.LBFGS(parameters, max_iter=every, history_size=50, line_search_fn="strong_wolfe",
-                                  tolerance_grad=0, tolerance_change=0)
+                                  tolerance_grad=1e-8, tolerance_change=0)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -117,16 +117,16 @@ def to_the_optimum(seeds: Sequence[int], labels: Sequence[int], beta: float, ste
 
 
 def ask(policy: PreTrainedModel, reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict],
-        seed: int = 0) -> tuple[dict[str, float], list[str]]:
+        seed: int = 0) -> dict[str, float]:
     """One answer of the policy to every row of `prompts`: mean gold reward, KL from the reference in nats an answer, length in
-    words; and the answers."""
+    words."""
     asked, count = [row["prompt"] for row in rows], len(rows)
     with autocast(policy.device), torch.no_grad():
         said = sample(policy, tokenizer, asked, max_new_tokens=TOKENS, seed=seed)
         ratio = said.logprobs - completion_logprobs(reference, said)  # (N, T)
     gold = atlas_gold(prompts=asked, completions=said.texts, city=[row["city"] for row in rows])
     return {"gold": sum(gold) / count, "kl": float(sequence_logprob(ratio, said.completion_mask).mean()),
-            "words": sum(len(text.split()) for text in said.texts) / count}, said.texts
+            "words": sum(len(text.split()) for text in said.texts) / count}
 
 
 class Trainee:
@@ -137,13 +137,12 @@ class Trainee:
     """
 
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict],
-                 seen: Sequence[dict], unseen: Sequence[dict], config: DPOConfig):
+                 seen: Sequence[dict], unseen: Sequence[dict], start: dict[str, float], config: DPOConfig):
         self.policy, self.tokenizer, self.questions, self.config = policy, tokenizer, questions, config
         self.model = copy.deepcopy(policy)
         self.parts = {"seen": dpo.encode_pairs(tokenizer, seen), "unseen": dpo.encode_pairs(tokenizer, unseen)}
         self.reference = {name: self._logprobs(policy, name) for name in self.parts}
-        self.said: list[str] = []
-        self.steps = 0  # taken in earlier rounds
+        self.start, self.steps = start, 0  # what `ask` says of the policy, and steps taken in earlier rounds
         self.run: dict = {"step": [], "gold": [], "kl": [], "words": [], "seen": {}, "unseen": {}}
 
     def _logprobs(self, model: PreTrainedModel, part: str) -> Tensor:
@@ -151,12 +150,14 @@ class Trainee:
 
     def look(self, step: int) -> dict:
         """Write down where the model stands."""
-        told, self.said = ask(self.model, self.policy, self.tokenizer, self.questions)
-        self.run["step"].append(self.steps + step)
+        step += self.steps
+        self.run["step"].append(step)
+        told = ask(self.model, self.policy, self.tokenizer, self.questions) if step else self.start
         for name, value in told.items():
             self.run[name].append(value)
         for part, reference in self.reference.items():
-            for name, value in dpo.measures(self._logprobs(self.model, part), reference, self.config.beta).items():
+            logprobs = self._logprobs(self.model, part) if step else reference
+            for name, value in dpo.measures(logprobs, reference, self.config.beta).items():
                 self.run[part].setdefault(name, []).append(value)
         return {}
 
@@ -165,6 +166,12 @@ class Trainee:
         watch = lambda step: self.look(step) if step or not self.steps else {}  # the start of a round is the last one's end
         history = dpo.train(self.model, self.tokenizer, labels, self.config, reference=self.policy, watch=watch)
         self.steps += history[-1]["step"]
+
+    def copy(self) -> "Trainee":
+        """Another one that goes on from here."""
+        other = copy.copy(self)
+        other.model, other.run = copy.deepcopy(self.model), copy.deepcopy(self.run)
+        return other
 
     def accuracy(self, pairs: Sequence[dict]) -> float:
         """How well the implicit reward predicts the people's judgement of `examination` pairs."""
@@ -177,24 +184,22 @@ def sweep(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dic
     """DPO on the comparisons that the reward models of the same seeds were trained on. conditions: name -> of `DPOConfig`.
 
     Returns {ceiling: the best accuracy possible, conditions: {name: [run of each seed, as in `Trainee`, with the `accuracy` at
-    its end]}, said: question, city, the policy's answer, the answer after each condition, all of the first seed}.
+    its end]}}.
     """
     asked, pairs = prompts("DPO", atlas.known_cities(), questions), examination(pool["test"], GROUP)
     result: dict = {"ceiling": ceiling_of(pairs), "conditions": {name: [] for name in conditions}}
-    said = {"question": [row["prompt"][-1]["content"] for row in asked], "city": [row["city"] for row in asked],
-            "before": ask(policy, policy, tokenizer, asked)[1]}
+    start = ask(policy, policy, tokenizer, asked)
     with Progress("DPO", total=len(conditions) * len(seeds), unit="run") as progress:
         for name, condition in conditions.items():
             for seed in seeds:
                 told = comparisons(pool["train"], GROUP, labels, seed)
                 unseen = comparisons(pool["test"], GROUP, watched, seed)
-                trainee = Trainee(policy, tokenizer, asked, told[:watched], unseen, DPOConfig(seed=seed, **condition))
+                trainee = Trainee(policy, tokenizer, asked, told[:watched], unseen, start,
+                                  DPOConfig(seed=seed, **condition))
                 trainee.learn(told)
                 result["conditions"][name].append(trainee.run | {"accuracy": trainee.accuracy(pairs)})
-                if seed == seeds[0]:
-                    said[name] = trainee.said
                 progress.update()
-    return result | {"said": said}
+    return result
 
 
 def rounds(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int], labels: int,
@@ -204,14 +209,18 @@ def rounds(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: di
     """
     asked, each = prompts("DPO", atlas.known_cities(), questions), labels // count
     result: dict[str, list[dict]] = {"offline": [], "on-policy": []}
+    start = ask(policy, policy, tokenizer, asked)
     with Progress("DPO in rounds", total=2 * len(seeds), unit="run") as progress:
         for seed in seeds:
             told, unseen = (comparisons(pool[part], GROUP, n, seed) for part, n in (("train", labels), ("test", watched)))
+            first = Trainee(policy, tokenizer, asked, told[:watched], unseen, start,
+                            DPOConfig(seed=seed, **config))
+            first.learn(told[:each])
             for kind, runs in result.items():
-                trainee = Trainee(policy, tokenizer, asked, told[:watched], unseen, DPOConfig(seed=seed, **config))
-                for i in range(count):
+                trainee = first.copy()
+                for i in range(1, count):
                     new = told[i * each : (i + 1) * each]
-                    if kind == "on-policy" and i:
+                    if kind == "on-policy":
                         rows = prompts(f"round {i} {seed}", atlas.splits()["train"], max(each // 2, 2))
                         texts = answers(trainee.model, tokenizer, rows, 4, seed=100 * seed + i, max_new_tokens=TOKENS)
                         fresh = [row | {"answers": some} for row, some in zip(rows, texts)]
