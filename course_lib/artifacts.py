@@ -226,7 +226,8 @@ SIZES = {
     "dpo_rounds": {
         "full": dict(seeds=[0, 1, 2], labels=600, count=3, questions=120, watched=32, beta=0.1, lr=2e-4, batch_size=32,
                      evaluations=1),
-        "smoke": dict(seeds=[0, 1], labels=4, count=2, questions=4, watched=4, beta=0.1, lr=2e-4, batch_size=2, evaluations=1),
+        "smoke": dict(seeds=[0, 1], labels=4, count=2, questions=4, watched=4, beta=0.1, lr=2e-4, batch_size=2,
+                      evaluations=1),
         "seconds": 70,
     },
 }
@@ -250,7 +251,8 @@ REINFORCE = {  # study -> the names in experiments.reinforce that make it
     "reinforce_atlas": "moved,quiz,atlas_environment,atlas_runs",
     "reinforce_variance": "atlas_environment,measured_variances,answer_sizes,atlas_variances",
 }
-ANSWERS_CODE = ("course_lib.worlds.people", "course_lib.lm.sampling", "course_lib.experiments.preferences:prompts,answers,collect")
+ANSWERS_CODE = ("course_lib.worlds.people", "course_lib.lm.sampling",
+                "course_lib.experiments.preferences:prompts,answers,collect")
 LEARNT_CODE = (*ANSWERS_CODE, "course_lib.rewards.rubric", "course_lib.annotators", "course_lib.lm.reward_head",
                "course_lib.algorithms.reward_model", "course_lib.rewards.learned",
                "course_lib.objectives:bradley_terry,plackett_luce,reliability,expected_calibration_error",

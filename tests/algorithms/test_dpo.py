@@ -178,3 +178,6 @@ def test_the_implicit_reward_is_beta_times_the_log_ratio(tiny_lm):
     expected = 0.3 * (dpo.all_logprobs(model, pairs, 0, "fp32") - dpo.all_logprobs(reference, pairs, 0, "fp32"))
     got = reward(prompts=[r["prompt"] for r in ROWS], completions=[r["rejected"] for r in ROWS], city=["x"] * 5)
     assert got == pytest.approx(expected[:, 1].tolist(), abs=1e-5)
+    both = [(r["prompt"], r[side]) for side in ("rejected", "chosen") for r in ROWS]  # a prompt comes twice, far apart
+    got = reward(prompts=[prompt for prompt, _ in both], completions=[said for _, said in both])
+    assert got == pytest.approx(expected.flip(1).T.flatten().tolist(), abs=1e-5)
