@@ -90,6 +90,9 @@ def test_each_condition_gets_its_own_proxy(tiny_lm):
     starts = {name: run[0]["proxy"][0] for name, run in runs.items()}
     assert len(set(starts.values())) == 4 and starts["minimum"] <= starts["few"]
     assert starts["gold"] == pytest.approx(runs["gold"][0]["gold"][0])
+    swapped = lab.hacking(model, tokenizer, few[::-1], many, {"few": conditions["few"]}, steps=1, count=2, samples=2, lr=1e-4)
+    one, other, least = ([row[3] for row in r[0]["first"]] for r in (runs["few"], swapped["few"], runs["minimum"]))
+    assert least == pytest.approx([min(pair) for pair in zip(one, other)], abs=1e-5)
 
 
 def test_best_of_counts_every_n(tiny_lm):
@@ -116,8 +119,7 @@ def test_early_stopping_listens_to_the_other_runs_only():
     assert lab.early_stop([run(2), run(2), run(5)], width=1) == pytest.approx([0, 0, -3], abs=1.01)
     same = lab.early_stop([run(3), run(3)], width=1)
     assert same == [0, 0]
-    odd = lab.early_stop([run(6), run(2), run(2)], width=1)
-    assert odd[0] == -4  # stopped where the others peak, not where it would have
+    assert lab.early_stop([run(6), run(2)], width=1) == [-4, -4]  # each where the other peaks
 
 
 @pytest.mark.parametrize("form", lab.FORMS)
