@@ -307,7 +307,7 @@ proxy = lab.Watched(LearnedReward(models[0], tokenizer))  # notes gold, beside
 questions = Questions(prompts("live", atlas.known_cities(), 480), proxy)
 cheat = copy.deepcopy(policy)
 agent = LMAgent(cheat, tokenizer, max_new_tokens=lab.TOKENS)
-live = align(agent, questions, rlhf.frozen(policy), beta=0, steps=2 if smoke() else 40, lr=3e-4, count=10, samples=4)
+live = align(agent, questions, rlhf.frozen(policy), beta=0, steps=2 if smoke() else 32, lr=3e-4, count=10, samples=4)
 table(["step", "learned reward", "gold reward", "KL (nats)"],
       [(i + 1, f"{live[i]['reward']:+.2f}", f"{proxy.gold[i]:+.2f}", f"{live[i]['kl']:.1f}")
        for i in range(len(live)) if i % 4 == 0 or i + 1 == len(live)])
