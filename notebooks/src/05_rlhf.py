@@ -355,23 +355,22 @@ def anatomy(rows):
     return {name: sum(p[name] for p in parts) / len(parts) for name in parts[0]}
 
 
-def opening(rows):
-    """The most frequent first three words, and their share."""
-    words, count = Counter(" ".join(row[2].split()[:3]) for row in rows).most_common(1)[0]
-    return f"{words} ... ({count / len(rows):.0%})"
+def grown(rows, start):
+    """The three words whose number in an answer has grown most."""
+    then, now = (Counter(word for row in some for word in row[2].split()) for some in (start, rows))
+    gain = {word: now[word] / len(rows) - then[word] / len(start) for word in now}
+    return ", ".join(f"{word} {gain[word]:+.1f}" for word in sorted(gain, key=gain.get)[-3:][::-1])
 
 # %%
-before = anatomy([row for run in free for row in run["first"]])
-lost = {}
-for seed, run in enumerate(free):
-    after = anatomy(run["last"])
-    lost[seed] = min(before, key=lambda part: after[part] - before[part])
+start = [row for run in free for row in run["first"]]
+before, after = anatomy(start), [anatomy(run["last"]) for run in free]
 names = list(before)
-table(["seed", *names, "most frequent opening"],
-      [("before RL", *(f"{before[n]:+.2f}" for n in names), opening([r for run in free for r in run["first"]])),
-       *((seed, *(f"{anatomy(run['last'])[n]:+.2f}" for n in names), opening(run["last"]))
-         for seed, run in enumerate(free))])
-print("What lost most:", ", ".join(f"seed {seed}: {part}" for seed, part in lost.items()))
+table(["seed", *names, "words that became more frequent"],
+      [("before RL", *(f"{before[n]:+.2f}" for n in names), ""),
+       *((seed, *(f"{parts[n]:+.2f}" for n in names), grown(free[seed]["last"], start))
+         for seed, parts in enumerate(after))])
+lost = [min(names, key=lambda part: parts[part] - before[part]) for parts in after]
+print("What lost most:", ", ".join(f"seed {seed}: {part}" for seed, part in enumerate(lost)))
 
 # %% [markdown]
 # The gallery: of each seed's last batch, the two answers whose learned reward is furthest above their gold.
@@ -386,9 +385,10 @@ for seed, run in enumerate(free):
 table(["seed", "question", "answer", "learned", "gold", "exploited"], rows)
 
 # %% [markdown]
-# Read them aloud. Each reward model has its own blind spot, and each policy has found the one of *its* reward model. The
-# policy before RL hardly ever said such things, so hardly anybody ever compared them, and nobody told the reward model
-# that they are bad.
+# Read them aloud. This reward model has a single layer and averages over the tokens of an answer. Words that stand in good
+# answers lift the average wherever they stand, as often as they stand: say little else, and say it often. Which words,
+# each policy found out for *its* reward model. The policy before RL hardly ever talked like that, so hardly anybody ever
+# compared such answers, and nobody told the reward model that they are bad.
 #
 # ## 4 · The leash (C19)
 #
