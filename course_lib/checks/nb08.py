@@ -57,7 +57,8 @@ LOSS = Exercise(
          _of(lambda w, l, rw, rl, beta: ((w - rw) - (l - rl)) / beta)),
         ("sum of the log-ratios", "You add the two log-ratios. It is their difference that counts.",
          _of(lambda w, l, rw, rl, beta: beta * ((w - rw) + (l - rl)))),
-        ("each on its own", "You judge each answer on its own. Bradley and Terry's model compares: one sigmoid of the difference.",
+        ("each on its own", "You judge each answer on its own. Bradley and Terry's model compares: one sigmoid of the "
+         "difference.",
          lambda w, l, rw, rl, beta: -F.logsigmoid(beta * (w - rw)) - F.logsigmoid(-beta * (l - rl))),
         ("ratios without their logs", "You take the ratios themselves. The implicit reward is beta times their logarithm.",
          _of(lambda w, l, rw, rl, beta: beta * ((w - rw).exp() - (l - rl).exp()))),

@@ -18,6 +18,10 @@ def _weight(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
 
 
+def _short(value: float) -> str:
+    return (f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}").replace("-", "−")
+
+
 class DPOMarginState:
     """One pair: ln(pi / pi_ref) of the chosen and of the rejected answer, beta, and the loss. No front end needed."""
 
@@ -120,7 +124,7 @@ class DPOMarginState:
                  f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{ORANGE}" stroke="{INK}"/>',
                  *[label(place(v, 0)[0], height - bottom + 14, signed(v).replace(".00", "")) for v in (-20, -10, 0, 10, 20)],
                  label((x0 + x1) / 2, height - 2, "margin h (nats)"),
-                 *[label(left - 4, place(0, v)[1] + 4, (f"{v:.0f}" if abs(v) >= 10 else f"{v:.2g}").replace("-", "−"), "end") for v in (low, high)]]
+                 *[label(left - 4, place(0, v)[1] + 4, _short(v), "end") for v in (low, high)]]
         drawn = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">'
                  f'{"".join(parts)}</svg>')
         data = base64.b64encode(drawn.encode()).decode()  # as an image: viewers that do not trust a notebook remove <svg>

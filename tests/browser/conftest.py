@@ -23,7 +23,8 @@ CELLS = [
     """import sys; sys.path.insert(0, {root!r})
 from course_lib.lm.model import build_lm
 from course_lib.lm.tokenizer import train_tokenizer
-from course_lib.widgets import BetaSlider, ClipExplorer, GaeSlider, KLMap, LossMask, OneUpdate, TokenExplorer, WordByWord
+from course_lib.widgets import BetaSlider, ClipExplorer, DPOMargin, GaeSlider, KLMap, LossMask, OneUpdate
+from course_lib.widgets import TokenExplorer, WordByWord
 deck = "SF usually refers to San Francisco, a city in California, USA"
 tokenizer = train_tokenizer([f"Where is SF? {{deck}}."] * 9, vocab_size=330)
 model = build_lm(tokenizer, (32, 2, 2, 64), device="cpu")
@@ -41,6 +42,7 @@ GroupViewer([Group("5 + 8?", ["5+8=13 #13", "#12", "<b>", "5+8=12 #12"], [1.1, 0
              Group("1 + 1?", ["#2"] * 4, [1.1] * 4, [2] * 4)])""",
     "ClipExplorer()",
     "GaeSlider(['5', '+8', '=', '13'], [0, 0, 0, 1], [0.5, 0.25, 0.5, 0.75])",
+    "DPOMargin()",
 ]
 
 
@@ -153,7 +155,9 @@ def run_all(lab, driver, until):
         driver.get(lab.url(path))
         idle = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
         until(lambda: driver.find_element(By.CSS_SELECTOR, idle), "an idle kernel")
-        for attempt in range(5):  # on a busy machine a kernel that looks idle may not listen yet
+        for attempt in range(5):  # on a busy machine a kernel that looks idle may not listen yet, or a dialog may ask about it
+            for button in driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog .jp-mod-accept"):
+                button.click()
             driver.find_element(By.XPATH, "//li[contains(@class,'lm-MenuBar-item')][.='Run']").click()
             item = "[data-command='runmenu:run-all']"
             until(lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
@@ -161,8 +165,7 @@ def run_all(lab, driver, until):
             try:
                 return until(begun, "a cell to begin", 20)
             except TimeoutException:
-                for button in driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog .jp-mod-accept"):
-                    button.click()
+                continue
         pytest.fail(f"{path} did not run")
 
     return run

@@ -166,7 +166,7 @@ def test_group_viewer(page, screenshot):
 
 
 def test_clip_explorer(page, screenshot):
-    clip = outputs(page)[-2]
+    clip = outputs(page)[8]
     assert "ratio 1.00, clip from 0.80 to 1.20" in picture(clip) and "pushed up" in picture(clip)
     slide(clip, 1, Keys.ARROW_RIGHT * 6)
     until(page, lambda: "ratio 1.30" in picture(clip) and "The slope is 0" in picture(clip), "the clip to hold the token")
@@ -176,13 +176,29 @@ def test_clip_explorer(page, screenshot):
 
 
 def test_gae_slider(page, screenshot):
-    gae = outputs(page)[-1]
+    gae = outputs(page)[9]
     assert "lambda = 0.95" in picture(gae)
     slide(gae, 0, Keys.HOME)
     until(page, lambda: "lambda = 0: each token is judged by the critic's change of mind" in picture(gae), "lambda 0")
     slide(gae, 0, Keys.END)
     until(page, lambda: "lambda = 1: each token is judged by all that came after it" in picture(gae), "lambda 1")
     screenshot("gae", gae)
+
+
+def test_dpo_margin(page, screenshot):
+    margin = outputs(page)[10]
+    assert "margin h = 0.00 nats" in picture(margin) and "ordered not at all" in picture(margin)
+    slide(margin, 1, Keys.ARROW_LEFT * 4)
+    until(page, lambda: "log-ratio −2.00 chosen" in picture(margin) and "ordered wrong" in picture(margin), "chosen to fall")
+    slide(margin, 2, Keys.ARROW_LEFT * 10)
+    until(page, lambda: "Both answers have become less likely" in picture(margin), "both to fall")
+    slide(margin, 0, Keys.END)
+    until(page, lambda: "beta 2:" in picture(margin), "beta to rise")
+    Select(margin.find_element(By.TAG_NAME, "select")).select_by_visible_text("IPO")
+    until(page, lambda: "wider than this loss asks for" in picture(margin), "IPO")
+    images = margin.find_elements(By.TAG_NAME, "img")
+    assert len(images) == 2 and all(int(image.get_property("naturalWidth")) > 300 for image in images)
+    screenshot("dpo-margin", margin)
 
 
 @pytest.fixture(scope="module")
