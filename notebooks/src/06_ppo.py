@@ -246,8 +246,11 @@ table(["", "first quarter", "second", "third", "last"],
       [["explained variance, held-out answers", *(f"{share:.2f}" for share in fit["by_part"])]])
 
 # %% [markdown]
-# At the start there is only the story, and every story is about equally hard. The more has been written, the more is
-# known. Move $\lambda$ below: where is the credit for a right answer, and the blame for a wrong one?
+# **Explain.** Hardly any of it, in any part: from so few answers this critic has learnt the mean score and little else. To
+# do better it would have to check the arithmetic. A value model is as hard to train as a reward model, and gets a far
+# poorer signal: that is what GRPO's authors saw when they dropped it. Move $\lambda$ below, over a wrong answer and a
+# right one: with a flat $V$, $\lambda = 1$ spreads the surprise at the end over all tokens, and $\lambda = 0$ leaves
+# all of it to the last one.
 
 # %%
 from course_lib.widgets import ClipExplorer, GaeSlider
@@ -373,6 +376,9 @@ ax.legend()
 plots.finish(fig, "One run each: " + ", ".join(f"{name} {c[0]:.2f} to {c[-1]:.2f}" for name, c in live.items()) + ".")
 
 # %% [markdown]
+# Single runs without warm-up or decay of the learning rate, which makes the first batches rough for all three. Look at
+# their order, and do not believe it yet: one run is an anecdote.
+#
 # ### Over seeds: what the clip buys, and what it does not
 #
 # The same task with the course's `ppo.train`: the clip, the critic, one or four epochs, two learning rates, five seeds.
@@ -488,6 +494,9 @@ plots.finish(fig, f"Held-out stories solved by a sample: {solved['start'][0]:.2f
                   f"{spread(solved['clip'])} with the clip, {spread(solved['no clip'])} without.")
 
 # %% [markdown]
+# The samples get better with the clip. The greedy answer does not: it got *worse* in these short runs, with and without
+# the clip (`greedy` in `sums`), although it was the best thing the start could say. Notebook 07 takes that up.
+#
 # ## Where this breaks
 #
 # - **The score on the wrong token**: in the last column instead of at the last real token. Everything runs, nothing is
