@@ -169,7 +169,7 @@ names = {"reward": "k1 in the reward", "k2": "k2 in the loss, by token", "k3": "
 for penalty, name in names.items():
     plots.line_with_interval(ax, c20["steps"], c20["tv"][penalty], name)
 ax.axhline(0.02, color="black", linewidth=0.8)
-ax.annotate("0.02", (c20["steps"][-1], 0.02), xytext=(4, -3), textcoords="offset points")
+ax.annotate("0.02", (c20["steps"][-1], 0.02), xytext=(-18, 4), textcoords="offset points")
 ax.set_yscale("log")
 ax.set_xlabel("steps")
 ax.set_ylabel("total variation from $p^*$")
@@ -320,24 +320,25 @@ table(["question", "what the policy says now", "learned", "gold"],
 # %%
 free, remedies = artifacts.result("rlhf_hacking")["beta 0"], artifacts.result("rlhf_remedies")
 control = remedies["gold itself"]
+GOLD = dict(color=plots.PALETTE[1], linestyle="--", marker="s")  # gold looks the same in every figure
 fig, axes = plots.subplots(1, 2, height=4.2, sharey=True)
 at = list(range(1, len(free[0]["gold"]) + 1))
 for ax, runs, title in ((axes[0], free, "a learned reward is optimised"), (axes[1], control, "control: gold itself is")):
-    for name, label in (("proxy", "the reward that is optimised"), ("gold", "gold")):
-        if runs is free or name == "gold":
-            plots.line_with_interval(ax, at, [lab.smooth(run[name]) for run in runs], label)
+    if runs is free:
+        plots.line_with_interval(ax, at, [lab.smooth(run["proxy"]) for run in runs], "the reward that is optimised")
+    plots.line_with_interval(ax, at, [lab.smooth(run["gold"]) for run in runs], "gold", **GOLD)
     ax.set_title(title, fontsize=12)
     ax.set_xlabel("steps of RL, beta = 0")
 axes[0].set_ylabel("reward (mean of 5 batches)")
 axes[0].legend(loc="upper left", fontsize=9)
 axes[1].legend(loc="lower right", fontsize=9)
-turns = [lab.turnover(run) for run in free]
-fall = [turn["peak"] - turn["end"] for turn in turns]
+turns, calm = ([lab.turnover(run) for run in runs] for runs in (free, control))
+fall, dip = ([turn["peak"] - turn["end"] for turn in those] for those in (turns, calm))
 rises = [lab.smooth(run["proxy"])[-1] > max(lab.smooth(run["proxy"])[: len(at) * 3 // 4]) for run in free]
 plots.finish(fig, f"The learned reward still rises at the end in {sum(rises)} of {len(rises)} seeds. Gold peaks after "
                   f"{min(t['step'] for t in turns)} to {max(t['step'] for t in turns)} steps and then falls by "
-                  f"{told(fall, '{:.1f}')} points, in every seed by at least {min(fall):.1f}. Under gold itself there is "
-                  f"no turn: {told([lab.turnover(run)['peak'] - run['gold'][-1] for run in control], '{:.1f}')}.")
+                  f"{told(fall, '{:.1f}')} points, in every seed by at least {min(fall):.1f}. Where gold itself is "
+                  f"optimised, it ends {told(dip, '{:.1f}')} below its peak.")
 
 # %% [markdown]
 # **Explain.** At first both rise: much of what the reward model learnt is true. Then the policy finds answers that the
@@ -403,6 +404,8 @@ for name, runs in sweep.items():
 for ax, label in zip(axes, ("gold reward", "KL from the reference (nats)")):
     ax.set_xlabel("steps")
     ax.set_ylabel(label)
+axes[0].set_ylim(-5.3, 4)  # gold is never below -5
+axes[1].set_ylim(bottom=0)
 axes[1].legend(fontsize=9)
 end = {name: [lab.turnover(run)["end"] for run in runs] for name, runs in sweep.items()}
 peak = {name: [lab.turnover(run)["peak"] for run in runs] for name, runs in sweep.items()}
@@ -517,8 +520,8 @@ plots.finish(fig, "Which form fits better here: " + "; ".join(
 
 # %%
 fig, ax = plots.subplots(height=3.9)
-for name, label in (("proxy", "learned reward"), ("gold", "gold")):
-    plots.line_with_interval(ax, bon["n"], bon[name], label)
+plots.line_with_interval(ax, bon["n"], bon["proxy"], "learned reward")
+plots.line_with_interval(ax, bon["n"], bon["gold"], "gold", **GOLD)
 ax.set_xlabel("n")
 ax.set_ylabel("mean reward of the best of n")
 plots.log_scale(ax, "x")
@@ -538,12 +541,13 @@ plots.finish(fig, f"Mean gold is highest for the best of {bon['n'][top]} ({mean_
 
 # %%
 bars = {"before RL": [sum(row[4] for row in run["first"]) / len(run["first"]) for run in free],
-        "nothing": end["beta 0"], best_beta: end[best_beta], "early stopping": lab.early_stop(free)}
+        "nothing": end["beta 0"], best_beta: end[best_beta], "early stop": lab.early_stop(free)}
 bars |= {name: [lab.turnover(run)["end"] for run in remedies[name]]
          for name in ("minimum of 5", "more labels", "gold itself")}
 fig, ax = plots.subplots(height=4.0)
 plots.bars_with_interval(ax, list(bars), bars, form="{:+.1f}")
 ax.axhline(0, color="black", linewidth=0.8)
+ax.tick_params(axis="x", labelsize=9)
 ax.set_xlabel("remedy")
 ax.set_ylabel("gold reward at the end")
 plots.finish(fig, "Gold at the end: " + ", ".join(
@@ -609,7 +613,7 @@ if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
 table(["claim of the lecture", "measured on this page"], [
     ("C17: optimised alone, the reward is cheated",
      f"learned reward rising to the end in {sum(rises)} of {len(rises)} seeds, while gold falls by {told(fall, '{:.1f}')} "
-     f"from its peak; under gold itself it does not"),
+     f"from its peak; where gold itself is optimised, by {told(dip, '{:.1f}')}"),
     ("C19: the KL term keeps the policy near the pre-trained model",
      f"gold ends {told(gained)} points higher with {best_beta}; the best gold on the way differs by {told(higher)}"),
     ("C20: p_RL >> p_PT pays, p_RL << p_PT becomes unlikely",
