@@ -179,17 +179,17 @@ SIZES = {
     "grpo_sums": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=60, count=8, lr=2e-4, test=150),
         "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 110,
+        "seconds": 50,
     },
     "grpo_weak": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=60, lr=2e-4, test=150),
         "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 110,
+        "seconds": 90,
     },
     "grpo_functions": {
         "full": dict(world="functions", seeds=[0, 1, 2], steps=60, count=8, lr=2e-4, test=111),
         "smoke": dict(world="functions", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 90,
+        "seconds": 50,
     },
     "ppo_bias": {
         "full": dict(seeds=list(range(20)), lams=[0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0], letters=3, length=4, episodes=200),

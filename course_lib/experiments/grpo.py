@@ -44,8 +44,8 @@ def rule_study(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world
                test: int, samples: int = 8, count: int = 16, lr: float = 1.5e-4) -> dict:
     """C25: GRPO from the same start with several seeds; every rate is of held-out problems.
 
-    Returns {before: rates, after: [rates], curves: {reward: [seed][step], ...}, seconds: [...], samples: [[question,
-    right answer, answers before, answers after], ...]}, rates as in `starts.solve_rates`; samples are those of the first seed.
+    Returns {before: rates, after: [rates of each seed], curves: {reward: [seed][step], ...}, seconds: [of each seed]}, rates
+    as in `starts.solve_rates`.
     """
     rows, reward = rows_of(world, "test", test), reward_of(world)
     rates = lambda model: starts.solve_rates(model, tokenizer, rows, reward, max_new_tokens=LENGTH)  # noqa: E731
