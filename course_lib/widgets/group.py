@@ -56,6 +56,8 @@ class GroupState:
 
     def flip(self, answer: int) -> None:
         """Give answer number `answer`, counted from 1, the other verdict: 1 for less than 1, and 0 for 1 or more."""
+        if not 1 <= answer <= len(self.rewards):
+            raise ValueError(f"This group has {len(self.rewards)} answers, and no number {answer}.")
         self.rewards[answer - 1] = 0.0 if self.rewards[answer - 1] >= 1 else 1.0
 
     def numbers(self, scheme: str | None = None) -> list[tuple[float, float]]:

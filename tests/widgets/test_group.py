@@ -58,6 +58,8 @@ def test_what_is_no_group_is_refused(groups):
         GroupState(groups)
     with pytest.raises(ValueError):
         GroupState([ONE]).use("PPO")
+    with pytest.raises(ValueError):
+        GroupState([ONE]).flip(5)
 
 
 def test_the_widget_drives_the_state():
