@@ -177,9 +177,9 @@ SIZES = {
         "seconds": 45,
     },
     "grpo_sums": {
-        "full": dict(world="sums", seeds=[0, 1, 2], steps=60, count=8, lr=2e-4, test=150),
+        "full": dict(world="sums", seeds=[0, 1, 2], steps=80, lr=2e-4, test=150),
         "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 50,
+        "seconds": 130,
     },
     "grpo_weak": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=60, lr=2e-4, test=150),
