@@ -172,9 +172,9 @@ SIZES = {
         "seconds": 130,
     },
     "preference_probe": {
-        "full": dict(seeds=[1, 2, 3], labels=1000, layers=1, pooling="mean", epochs=4, lr=1e-3),
+        "full": dict(seeds=[1, 2, 3, 4, 5], labels=1000, layers=1, pooling="mean", epochs=4, lr=1e-3),
         "smoke": dict(seeds=[1, 2], labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
-        "seconds": 45,
+        "seconds": 75,
     },
     "grpo_sums": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=80, lr=2e-4, test=150),

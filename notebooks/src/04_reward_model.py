@@ -537,7 +537,7 @@ axes[1].set_xlabel("mean gold score")
 axes[0].set_ylabel("kind of text")
 lead = {f: plots.interval([a - b for a, b in zip(families[f]["reward"], natural["reward"])]) for f in names[1:]}
 fooled = [f for f in names[1:] if lead[f].lo > 0 and families[f]["gold"] < natural["gold"]]
-plots.finish(fig, f"Higher reward and lower gold than what the policy said, in every seed's interval: "
+plots.finish(fig, f"Higher reward (the whole interval) and lower gold than what the policy said: "
                   f"{', '.join(fooled) or 'none of these families'}.")
 
 # %% [markdown]
