@@ -92,7 +92,7 @@ seven = held(memory.LLAMA_7B)
 below = dict.fromkeys(SETUPS, 0.0)
 for role, hatch in zip(memory.ROLES["PPO"], ("", "//", "..", "xx")):
     height = [seven[setup].get(role, 0) for setup in SETUPS]
-    ax.bar(list(SETUPS), height, bottom=list(below.values()), label=role, hatch=hatch, edgecolor="white")
+    ax.bar([setup.replace(", a rule", ",\na rule") for setup in SETUPS], height, bottom=list(below.values()), label=role, hatch=hatch, edgecolor="white")
     below = {setup: below[setup] + gb for setup, gb in zip(SETUPS, height)}
 ax.set_ylabel("GB, a 7B model")
 ax.set_xlabel("what is trained with")
@@ -360,7 +360,8 @@ for ax, (name, study) in zip(axes, studies.items()):
     plots.line_with_interval(ax, ks, [[study["before"][f"pass@{k}"] for k in ks]], "start")
     plots.line_with_interval(ax, ks, [[run[f"pass@{k}"] for k in ks] for run in study["after"]], "GRPO")
     ax.axhline(study["before"]["greedy"], color="black", linewidth=1, linestyle=":")
-    plots.log_scale(ax, "x")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ks, ks)
     ax.set_title(name)
     ax.set_xlabel("k, number of tries")
     ax.set_ylim(0, 1.02)
@@ -382,14 +383,15 @@ plots.finish(fig, "; ".join(said) + ". The dotted line: greedy answers of the st
 fig, axes = plots.subplots(1, 2, height=3.6)
 for name, study in studies.items():
     curves = study["curves"]
-    steps_of = range(1, len(curves["reward"][0]) + 1)
-    plots.line_with_interval(axes[0], steps_of, curves["reward"], name)
-    plots.line_with_interval(axes[1], steps_of, curves["entropy"], name)
-axes[0].set_ylabel("mean reward of a batch")
+    width = min(10, len(curves["reward"][0]))  # single batches are noisy: the mean of ten steps each
+    for ax, curve in zip(axes, (curves["reward"], curves["entropy"])):
+        means = [[sum(run[i : i + width]) / width for i in range(0, len(run) - width + 1, width)] for run in curve]
+        plots.line_with_interval(ax, [width * (i + 1) for i in range(len(means[0]))], means, name, markevery=1)
+axes[0].set_ylabel("mean reward of ten batches")
 axes[1].set_ylabel("entropy of an answer, nats")
 axes[0].legend(fontsize=9)
 for ax in axes:
-    ax.set_xlabel("step")
+    ax.set_xlabel("steps taken")
 
 seconds = [second for study in studies.values() for second in study["seconds"]]
 runs = [(rewards_of, entropy) for study in studies.values()
