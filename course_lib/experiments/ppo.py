@@ -20,6 +20,7 @@ from course_lib.experiments import starts
 from course_lib.lm.enumerate import letters_lm
 from course_lib.lm.heads import LMCritic, SharedCritic, ValueModel
 from course_lib.lm.logprobs import token_logprobs
+from course_lib.lm.sampling import Rollouts
 from course_lib.objectives import clipped_value_losses, explained_variance, gae, masked_mean
 from course_lib.progress import Progress
 from course_lib.rewards.maths import maths_reward
@@ -84,6 +85,22 @@ def chance_right(model: LlamaForCausalLM) -> float:
     ids = torch.tensor([[END, *word, END, *reversed(word), END] for word in words()])
     logprobs = token_logprobs(model, ids, torch.ones_like(ids, dtype=torch.bool))[:, LENGTH + 1 :]
     return float(logprobs.sum(1).exp().mean())
+
+
+@torch.no_grad()
+def true_values(model: LlamaForCausalLM, action: Rollouts) -> Tensor:
+    """What a perfect critic says before each token of an answer: the chance that it will be right. (N, T), 0 where masked.
+
+    While all letters so far are right it is the product of the right letters' probabilities to come; then 0 for good.
+    """
+    word = action.prompt_ids[:, -1 - LENGTH : -1]                                        # (N, LENGTH)
+    right = torch.cat([word.flip(1), torch.full_like(word[:, :1], END)], 1)              # (N, LENGTH + 1)
+    ids = torch.cat([action.prompt_ids, right], 1)
+    logprobs = token_logprobs(model, ids, torch.ones_like(ids, dtype=torch.bool))[:, -LENGTH - 1 :]
+    to_come = logprobs.flip(1).cumsum(1).flip(1).exp()                                   # (N, LENGTH + 1)
+    same = action.completion_ids == right[:, : action.completion_ids.shape[1]]
+    so_far = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1].cumprod(1).bool()], 1)
+    return torch.where(action.completion_mask & so_far, to_come[:, : same.shape[1]], 0)
 
 
 ARMS: dict[str, dict] = {  # of PPO: what is changed; REINFORCE takes one step a batch, with the batch's mean as baseline

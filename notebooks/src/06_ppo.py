@@ -236,8 +236,32 @@ plots.finish(fig, f"Bias at λ = 0: {start_bias['none']:.2f} without a critic, {
 #
 # ### A critic that watches an answer being written
 #
-# Now a real one. The critic is shown answers of the policy, right and wrong, and learns to predict their scores from
-# the text *so far*. How much of the scores' variance can it explain in each quarter of an answer?
+# A task so small that even the critic can be exact: **write it backwards**. A word of four letters, `cabd`, and the answer
+# is `dbac`. A tiny Llama starts from fine-tuning on examples half of which are wrong. The true value of a text is the
+# chance that the answer will be right: while all letters are right, the product of the probabilities to come; after a
+# wrong one, 0. **Predict** where the advantage of a wrong answer sits, with $\lambda = 0$ and with $\lambda = 1$.
+
+# %%
+from course_lib.widgets import ClipExplorer, GaeSlider
+
+start, letters = study.backwards_start(steps=20 if smoke() else 300, wrong=0.5)
+print(f"The start writes a word backwards with probability {study.chance_right(start):.3f}.")
+tiny = LMAgent(start, letters, max_new_tokens=study.LENGTH + 1, precision="fp32")
+episodes = play(tiny, Questions(study.backwards(), study.is_right), count=64, seed=1)
+action = episodes.steps[0].action
+values = study.true_values(start, action)
+fall = (values[:, :3] - values[:, 1:4]).max(1).values  # how much a single letter cost
+worst = int(torch.where(episodes.score == 0, fall, -1).argmax())
+said = action.completion_ids[worst][action.completion_mask[worst]]
+print("asked for", letters.decode(action.prompt_ids[worst][1:5].flip(0)), "and got", letters.decode(said))
+GaeSlider([letters.decode([i]) for i in said.tolist()], [0.0] * len(said), values[worst][: len(said)].tolist(), lam=0.0)
+
+# %% [markdown]
+# With true values and $\lambda = 0$ the blame falls on the wrong letter, and on no other. That is what a critic is for.
+#
+# Now a critic that has to learn, on the arithmetic stories. It is shown answers of the policy, right and wrong, and
+# learns to predict their scores from the text *so far*. How much of the scores' variance can it explain in each quarter
+# of an answer?
 
 # %%
 agent, watching = LMAgent(policy, tokenizer, max_new_tokens=32), LMCritic(ValueModel(policy))
@@ -253,8 +277,6 @@ table(["", "first quarter", "second", "third", "last"],
 # all of it to the last one.
 
 # %%
-from course_lib.widgets import ClipExplorer, GaeSlider
-
 episodes = play(agent, Questions(starts.sum_rows("test", 40), reward), count=20, samples=2, seed=3)
 action, earned = episodes.steps[0].action, episodes.score.tolist()
 with torch.no_grad():
@@ -334,15 +356,10 @@ clipped_loss = check("clipped_loss", clipped_loss)
 # %% [markdown]
 # ## 5 · PPO in twenty lines, from your functions
 #
-# The task is small enough to be exact: **write it backwards**. A word of four letters, `cabd`, and the answer is
-# `dbac`. All 625 words can be listed, so the chance of a right answer is a sum, not a sample. A tiny Llama starts from
-# fine-tuning on examples half of which are wrong.
+# The task is to write words backwards, as in section 3. All 625 words can be listed, so the chance of a right answer is a
+# sum, not a sample.
 
 # %%
-start, letters = study.backwards_start(steps=20 if smoke() else 300, wrong=0.5)
-print(f"The start writes a word backwards with probability {study.chance_right(start):.3f}.")
-
-
 def my_ppo(epochs, eps, steps=2 if smoke() else 16, lr=1e-3):
     """PPO without a critic or a reference, from token_rewards, gae, whiten and clipped_loss."""
     model = copy.deepcopy(start)

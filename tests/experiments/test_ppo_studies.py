@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from course_lib import exact
-from course_lib.environments import LMAgent, Questions
+from course_lib.environments import LMAgent, Questions, play
 from course_lib.experiments import ppo
 from course_lib.lm.enumerate import letters_lm
 from course_lib.lm.heads import LMCritic, ValueModel
@@ -26,6 +26,19 @@ def test_the_task_rewards_the_word_written_backwards():
     row = ppo.backwards()[1]
     assert row == {"prompt": [5, 0, 0, 0, 1, 5], "right": "baaa"}
     assert ppo.is_right(None, ["baaa", "aaab", "baaaa"], [row["right"]] * 3) == [1.0, 0.0, 0.0]
+
+
+def test_the_true_value_of_a_text(start):
+    """Before the first letter the chance of the whole answer; 0 behind a wrong letter; on average what is earned."""
+    model, tokenizer = start
+    agent = LMAgent(model, tokenizer, max_new_tokens=ppo.LENGTH + 1, precision="fp32")
+    episodes = play(agent, Questions(ppo.backwards(), ppo.is_right), count=625, seed=0)
+    action = episodes.steps[0].action
+    values = ppo.true_values(model, action)
+    assert float(values[:, 0].mean()) == pytest.approx(ppo.chance_right(model), rel=1e-4)  # every word once
+    word, said = action.prompt_ids[:, 1:5], action.completion_ids
+    assert (values[:, 1] > 0).equal(action.completion_mask[:, 1] & (said[:, 0] == word[:, 3]))
+    assert (values[~action.completion_mask] == 0).all() and (values <= 1).all()
 
 
 def test_a_run_keeps_what_the_figure_needs(start):
