@@ -73,7 +73,8 @@ def spread(values, form="{:.2f}"):
 
 # %%
 from course_lib import memory
-from course_lib.algorithms.reinforce import adam
+from course_lib.algorithms.reinforce import adam, learning_rate
+from course_lib.algorithms.training import take_step
 
 actor, critic = copy.deepcopy(policy), LMCritic(ValueModel(policy), "fp32")
 agent, reference = LMAgent(actor, tokenizer, max_new_tokens=32, precision="fp32"), frozen(policy)
@@ -360,22 +361,22 @@ clipped_loss = check("clipped_loss", clipped_loss)
 # sum, not a sample.
 
 # %%
-def my_ppo(epochs, eps, steps=2 if smoke() else 16, lr=1e-3):
+def my_ppo(epochs, eps, steps=2 if smoke() else 24, lr=1e-3):
     """PPO without a critic or a reference, from token_rewards, gae, whiten and clipped_loss."""
     model = copy.deepcopy(start)
     actor = LMAgent(model, letters, max_new_tokens=study.LENGTH + 1, precision="fp32")
-    task, optimizer = Questions(study.backwards(), study.is_right), torch.optim.Adam(model.parameters(), lr)
+    task, optimizers = Questions(study.backwards(), study.is_right), adam(model)
     chances = [study.chance_right(model)]
     for step in range(steps):
         batch = play(actor, task, count=64, seed=step)
         old, mask = batch.sampled, batch.mask
         rewards = token_rewards(batch.score, old, old, mask, 0.0)
         advantages = whiten(gae(rewards, torch.zeros_like(old), mask, 1.0), mask)
+        rate = learning_rate(step, ppo.PPOConfig(steps=steps, lr=lr))  # up, then down in a line
         for epoch in range(epochs):
-            optimizer.zero_grad()
-            clipped_loss(batch.logprobs(actor), old, advantages, mask, eps).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            loss = clipped_loss(batch.logprobs(actor), old, advantages, mask, eps)
+            loss.backward()
+            take_step(optimizers, rate, 1.0, loss.item(), f"step {step}")
         chances.append(study.chance_right(model))
     return chances
 
@@ -393,8 +394,7 @@ ax.legend()
 plots.finish(fig, "One run each: " + ", ".join(f"{name} {c[0]:.2f} to {c[-1]:.2f}" for name, c in live.items()) + ".")
 
 # %% [markdown]
-# Single runs without warm-up or decay of the learning rate, which makes the first batches rough for all three. Look at
-# their order, and do not believe it yet: one run is an anecdote.
+# Look at their order, and do not believe it yet: one run is an anecdote.
 #
 # ### Over seeds: what the clip buys, and what it does not
 #
