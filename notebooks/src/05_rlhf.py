@@ -424,7 +424,8 @@ print("Does the KL also raise the best gold that is reached on the way?",
 # %% [markdown]
 # **Explain.** The KL is a brake, not a compass: it knows nothing about gold. It stops the slide, because the answers at
 # the bottom of it are ones that the reference would hardly ever give, and their price grows with every step.
-# Gao et al. (2022) found the same at scale.
+# (Gao et al., 2022, found that at scale it does not raise the best gold on the way; the line above says what was measured
+# here.)
 #
 # Where is the price paid? Token by token, for an answer of the policy that you trained without KL. Blue tokens became
 # likelier than under the reference; move $\beta$ and see what they would cost.
