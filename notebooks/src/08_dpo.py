@@ -180,12 +180,13 @@ print(f"total variation from the optimum of RLHF: {exact.total_variation(logref,
 # %%
 c26 = artifacts.result("dpo_optimum")
 fig, ax = plots.subplots(height=3.9)
-for name, runs in c26["infinite"].items():
-    plots.line_with_interval(ax, c26["steps"], [[max(tv, 1e-5) for tv in run] for run in runs], name)
+for i, (name, runs) in enumerate(c26["infinite"].items()):
+    for seed, run in enumerate(runs):
+        ax.plot(c26["steps"], run, color=plots.PALETTE[i], linestyle=("-", "--")[i], marker="none", alpha=0.8,
+                label=None if seed else f"{name} (every line a seed)")
 ax.axhline(0.02, color="black", linewidth=0.8)
-ax.annotate("0.02", (c26["steps"][-1], 0.02), xytext=(4, -3), textcoords="offset points")
+ax.annotate("0.02", (c26["steps"][-1], 0.02), xytext=(0, 3), textcoords="offset points", ha="right")
 ax.set_yscale("log")
-ax.set_ylim(1e-5, 1.5)
 ax.set_xlabel("steps of L-BFGS")
 ax.set_ylabel("total variation from $\\pi^*$")
 ax.legend()
@@ -211,9 +212,9 @@ ax.set_ylabel("total variation from $\\pi^*$")
 ax.legend()
 sane = [a for gaps, mass in zip(finite["apart"], finite["unbeaten"]) for a, m in zip(gaps, mass) if m < 0.01]
 lost = [m for mass in finite["unbeaten"] for m in mass if m >= 0.01]
-plots.finish(fig, f"The two end at the same place: at most {max(sane):.3f} apart in the {len(sane)} runs in which no answer "
-                  f"was unbeaten. In the {len(lost)} others both give a probability of up to {max(lost):.2f} to answers that "
-                  f"never lost a comparison.")
+plots.finish(fig, f"The two end at the same place: at most {max(sane, default=0):.3f} apart in the {len(sane)} runs in which no answer "
+                  f"was unbeaten. In the {len(lost)} others DPO gives a probability of {min(lost, default=0):.2f} to {max(lost, default=0):.2f} to "
+                  f"answers that never lost a comparison.")
 
 # %% [markdown]
 # **Explain.** Line 6 is the reward model's loss in other letters, so DPO inherits its errors. An answer that was seen
@@ -449,8 +450,8 @@ plots.finish(fig, "KL at the end: " + ", ".join(
 # ### On-policy against offline
 #
 # All pairs so far are answers of the policy *before* training. As it moves, they tell it less and less about what it says
-# now. The remedy takes sampling back in: four rounds, in each of which people compare what the policy says *then* (250
-# pairs a round, 1,000 in all). Beside it the same four rounds on the old answers. The first round is the same for both.
+# now. The remedy takes sampling back in: rounds, in each of which people compare what the policy says *then*. Beside it
+# the same rounds, with as many labels, on the old answers. The first round is the same for both.
 
 # %%
 turns = artifacts.result("dpo_rounds")
