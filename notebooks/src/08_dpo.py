@@ -212,9 +212,10 @@ ax.set_ylabel("total variation from $\\pi^*$")
 ax.legend()
 sane = [a for gaps, mass in zip(finite["apart"], finite["unbeaten"]) for a, m in zip(gaps, mass) if m < 0.01]
 lost = [m for mass in finite["unbeaten"] for m in mass if m >= 0.01]
-plots.finish(fig, f"The two end at the same place: at most {max(sane, default=0):.3f} apart in the {len(sane)} runs in which no answer "
-                  f"was unbeaten. In the {len(lost)} others DPO gives a probability of {min(lost, default=0):.2f} to {max(lost, default=0):.2f} to "
-                  f"answers that never lost a comparison.")
+wide, low, high = max(sane, default=0), min(lost, default=0), max(lost, default=0)
+plots.finish(fig, f"The two end at the same place: at most {wide:.3f} apart in the {len(sane)} runs in which no answer was "
+                  f"unbeaten. In the {len(lost)} others DPO gives a probability of {low:.2f} to {high:.2f} to answers that "
+                  f"never lost a comparison.")
 
 # %% [markdown]
 # **Explain.** Line 6 is the reward model's loss in other letters, so DPO inherits its errors. An answer that was seen
