@@ -221,14 +221,14 @@ SIZES = {
             f"beta {beta}": dict(beta=beta, lr=3e-4, evaluations=4) for beta in (0.03, 0.1, 0.3)}),
         "smoke": dict(seeds=[0, 1], labels=4, questions=4, watched=4, conditions={
             "beta 0.1": dict(beta=0.1, lr=2e-4, batch_size=2, evaluations=2)}),
-        "seconds": 110,
+        "seconds": 190,
     },
     "dpo_rounds": {
         "full": dict(seeds=[0, 1, 2], labels=600, count=3, questions=120, watched=32, beta=0.1, lr=2e-4, batch_size=32,
                      evaluations=1),
         "smoke": dict(seeds=[0, 1], labels=4, count=2, questions=4, watched=4, beta=0.1, lr=2e-4, batch_size=2,
                       evaluations=1),
-        "seconds": 70,
+        "seconds": 65,
     },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
