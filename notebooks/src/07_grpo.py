@@ -276,11 +276,12 @@ grpo_loss = check("grpo_loss", grpo_loss)
 # With your reward, your advantage and your loss, this is the whole algorithm. **Predict** the loss of the first step.
 
 # %%
-from course_lib.algorithms.reinforce import adam
+from course_lib.algorithms.reinforce import adam, learning_rate
 from course_lib.algorithms.training import take_step
 from course_lib.progress import Progress
 
 steps, count, samples = (2, 2, 4) if smoke() else (25, 16, 8)
+config = grpo.GRPOConfig(steps=steps, lr=2e-4)
 live = LMAgent(copy.deepcopy(start), tokenizer, max_new_tokens=experiments.LENGTH)
 optimizers, rewards, losses = adam(live.model), [], []
 with Progress("GRPO, live", total=steps) as progress:
@@ -290,7 +291,7 @@ with Progress("GRPO, live", total=steps) as progress:
         logprobs = episodes.logprobs(live)
         loss = grpo_loss(logprobs, logprobs.detach(), advantages, episodes.mask, eps=0.2)
         loss.backward()
-        take_step(optimizers, 3e-4 * min(1, (step + 1) / 5), 1.0, loss.item(), f"step {step}")
+        take_step(optimizers, learning_rate(step, config), config.clip, loss.item(), f"step {step}")
         rewards.append(float(episodes.score.mean()))
         losses.append(loss.item())
         progress.update(reward=rewards[-1])
@@ -483,6 +484,8 @@ for name, study in studies.items():
 #   problems.
 # - **Nothing left to learn.** When most groups are all right, most samples are wasted: DAPO's dynamic sampling.
 # - **The rule is not what you mean.** Right numbers from wrong steps earn the full point here.
+# - **Too fast.** With `lr=3e-4` and no decay, the live run above loses greedy accuracy while its mean reward rises. Try
+#   it, and print the three rates.
 # - **Small groups.** The mean of 4 answers is a noisy baseline, and their standard deviation a noisier one.
 # - **Entropy collapse.** Sharpening ends exploration: pass@8 may fall below the start's. Look at it.
 #
