@@ -92,7 +92,8 @@ seven = held(memory.LLAMA_7B)
 below = dict.fromkeys(SETUPS, 0.0)
 for role, hatch in zip(memory.ROLES["PPO"], ("", "//", "..", "xx")):
     height = [seven[setup].get(role, 0) for setup in SETUPS]
-    ax.bar([setup.replace(", a rule", ",\na rule") for setup in SETUPS], height, bottom=list(below.values()), label=role, hatch=hatch, edgecolor="white")
+    ax.bar([setup.replace(", a rule", ",\na rule") for setup in SETUPS], height, bottom=list(below.values()), label=role,
+           hatch=hatch, edgecolor="white")
     below = {setup: below[setup] + gb for setup, gb in zip(SETUPS, height)}
 ax.set_ylabel("GB, a 7B model")
 ax.set_xlabel("what is trained with")
@@ -404,11 +405,11 @@ plots.finish(fig, f"From first to last step the reward rises in {up} of {len(run
 
 # %% [markdown]
 # **Explain.** Read the three rows of each start together. Where the start is *noisy*, its likeliest answer was right
-# most of the time, and pass@1 climbs towards that: RL **sharpens**, it makes the model do what it already could. Where
-# the start is *weak*, the likeliest answer itself was wrong more often than not, and it gets better as well: there RL
-# **teaches**, because right answers that were one among many become the rule. In all cases it works with what the start
-# can sample. A problem with a pass@k of 0 has nothing to reinforce, and pass@8 has little room to rise. Falling entropy
-# is the price, and greedy accuracy that falls while pass@1 rises is the early alarm.
+# most of the time, and pass@1 climbs towards that: mostly, RL **sharpens** here, it makes the model do what it already
+# could, and greedy gains less. Where the start is *weak*, the likeliest answer itself was wrong more often than not, and
+# it gains most: there RL **teaches**, because right answers that were one among many become the rule. In all cases it
+# works with what the start can sample. A problem with a pass@k of 0 has nothing to reinforce, and pass@8 has little room
+# to rise. Falling entropy is the price, and greedy accuracy that falls while pass@1 rises is the early alarm.
 #
 # ## 6 · What came after: the length of an answer (C24)
 #
