@@ -261,8 +261,9 @@ def prefer(model, pairs, reference, beta, lr):
 # chosen answers will go.
 
 # %%
+LR = 2e-4
 aligned = copy.deepcopy(policy)
-live = prefer(aligned, pairs, known, beta=0.1, lr=2e-4)
+live = prefer(aligned, pairs, known, beta=0.1, lr=LR)
 table(["step", "loss", "chosen: log(pi / pi_ref)", "rejected: log(pi / pi_ref)"],
       [(i + 1, f"{loss:.4f}", f"{w:+.2f}", f"{l:+.2f}") for i, (loss, w, l) in enumerate(live)
        if i % 6 == 0 or i + 1 == len(live)])
@@ -378,16 +379,19 @@ table(["method", "gold at the end", "best gold on the way", "runs that ended 0.2
        for name in ends])
 print("Words an answer:", ", ".join(f"{name} {told([run['words'][-1] for run in runs], '{:.1f}')}"
                                     for name, runs in conditions.items()), f"; before {before['words']:.1f}")
+print(f"Your live run: gold {now['gold']:+.2f} at a KL of {now['kl']:.1f}, with beta 0.1 and the learning rate {LR:g}; the sweep "
+      f"has {setting['conditions']['beta 0.1']['lr']:g}.")
 
 # %% [markdown]
 # **Explain.** Two ways of spending the same labels. On the listed model, with all preferences known, they meet in one
 # point; here they do not have to. RLHF asks its reward model about answers that nobody has compared, thousands of them,
 # and can exploit every error it finds. DPO never looks beyond the labels; what it believes about any other answer is
-# whatever the network generalises. That is a proxy too, and it can be over-optimised just the same: look for a gold that
-# falls while the KL grows (Rafailov et al. 2024 measured it at scale). Seeds differ in their labels alone, and they differ
-# a lot: a thousand noisy verdicts are few. Compare the ends: the best on the way is a maximum over small batches for RLHF,
-# which flatters it. Where RLHF ends higher at a like KL, look for the reason in section 6: it always learns from what the
-# policy says now.
+# whatever the network generalises. That is a proxy too, and it can be over-optimised just the same: look for a gold
+# that falls while the KL grows (Rafailov et al. 2024 measured it at scale). Seeds differ in their labels alone, and
+# they differ a lot: a thousand noisy verdicts are few. The learning rate counts as much as $\beta$: one pass ends
+# wherever it has carried the policy, and going far on few labels costs gold (your live run took smaller steps). Compare
+# the ends: the best on the way is a maximum over small batches for RLHF, which flatters it. Where RLHF ends higher at a
+# like KL, look for the reason in section 6: it always learns from what the policy says now.
 #
 # ## 5 · Both fall (C27)
 #
