@@ -1,8 +1,12 @@
 """Fixtures that all tests share. torch is imported only by tests that use it."""
 
 import os
+import signal
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a job in the background; tests of Ctrl-C need the default
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; tiny models are fastest so
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

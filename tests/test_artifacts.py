@@ -12,7 +12,7 @@ EXPERIMENTS = {"base": "pretraining", "scaling": "pretraining", "sft": "sft", "f
 def test_every_artifact_has_both_sizes_an_estimate_and_a_key(name, monkeypatch):
     monkeypatch.delenv("COURSE_SMOKE", raising=False)
     assert set(artifacts.SIZES[name]) == {"full", "smoke", "seconds"}
-    assert set(artifacts.SIZES[name]["full"]) == set(artifacts.SIZES[name]["smoke"])
+    assert set(artifacts.SIZES[name]["full"]) <= set(artifacts.SIZES[name]["smoke"])  # it may shrink a default as well
     full = store.key(name)
     monkeypatch.setenv("COURSE_SMOKE", "1")
     assert store.key(name) != full, "a rehearsal must never be taken for the result"

@@ -599,7 +599,7 @@ table(["claim of the lecture", "measured on this page"], [
     ("C14: scores are hard to calibrate, pairs more reliable",
      f"pairs minus scores: {raw[0].mean:+.1%} on a common scale, {raw[-1].mean:+.1%} where scales wander most"),
     ("C15: Bradley-Terry, winner above loser",
-     f"{name}: {told(one['accuracy'])}, calibration error {plots.interval(one['ece']).mean:.3f}"),
+     f"{list(models)[-1]}: {told(one['accuracy'])}, calibration error {plots.interval(one['ece']).mean:.3f}"),
     ("C16: collect preferences from people",
      f"{len(people_said)} pairs of {len({p['annotator'] for p in people_said})} people trained a reward model"),
     ("C18: fails on unnatural input", ", ".join(fooled) or "no family of the probe in every seed"),
