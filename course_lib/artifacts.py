@@ -74,7 +74,7 @@ SIZES = {
         "full": dict(offsets=[-3.0, 0.0, 3.0], baselines=["none", "running", "rloo"], seeds=list(range(20)), steps=120,
                      samples=4, lr=0.1),
         "smoke": dict(offsets=[0.0, 3.0], baselines=["none", "running", "rloo"], seeds=[0, 1], steps=4, samples=4, lr=0.1),
-        "seconds": 20,
+        "seconds": 60,
     },
     "reinforce_example": {
         "full": dict(seeds=[0, 1, 2, 3, 4], steps=12, samples=16, lr=2e-4),
@@ -91,7 +91,7 @@ SIZES = {
         "smoke": dict(seeds=[0, 1], steps=2, count=2, samples=2, lr=5e-4, conditions={
             "leave-one-out": dict(baseline="rloo"),
             "none, rewards - 5, 2 x lr": dict(baseline="none", offset=-5.0, lr=1e-3)}),
-        "seconds": 110,
+        "seconds": 180,
     },
     "reinforce_variance": {
         "full": dict(seeds=[0, 1, 2, 3, 4], batches=4, steps=20, count=8, samples=4, lr=5e-4, kinds={
@@ -169,7 +169,7 @@ SIZES = {
         "smoke": dict(seeds=[0, 1], conditions={
             "first layer, 4 pairs": dict(labels=4, size=2, layers=1, pooling="mean", epochs=1, lr=5e-4),
             "all layers, 3 rankings of 3": dict(labels=3, size=3, epochs=1, lr=5e-4)}),
-        "seconds": 130,
+        "seconds": 260,
     },
     "preference_probe": {
         "full": dict(seeds=[1, 2, 3, 4, 5], labels=1000, layers=1, pooling="mean", epochs=4, lr=1e-3),
@@ -179,17 +179,17 @@ SIZES = {
     "grpo_sums": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=80, lr=2e-4, test=150),
         "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 130,
+        "seconds": 190,
     },
     "grpo_weak": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=60, lr=2e-4, test=150),
         "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 90,
+        "seconds": 150,
     },
     "grpo_functions": {
         "full": dict(world="functions", seeds=[0, 1, 2], steps=60, count=8, lr=2e-4, test=111),
         "smoke": dict(world="functions", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 50,
+        "seconds": 70,
     },
     "ppo_bias": {
         "full": dict(seeds=list(range(20)), lams=[0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0], letters=3, length=4, episodes=200),
@@ -209,7 +209,7 @@ SIZES = {
     "ppo_sums": {
         "full": dict(seeds=[0, 1, 2], steps=12, lr=2e-4, count=8, samples=8, test=100),
         "smoke": dict(seeds=[0, 1], steps=1, lr=2e-4, count=2, samples=2, test=2),
-        "seconds": 90,
+        "seconds": 115,
     },
     "dpo_optimum": {
         "full": dict(seeds=[0, 1, 2, 3, 4], labels=[100, 1000, 10_000, 100_000], beta=0.5, steps=100, every=5),
@@ -221,7 +221,7 @@ SIZES = {
             f"beta {beta}": dict(beta=beta, lr=3e-4, evaluations=4) for beta in (0.03, 0.1, 0.3)}),
         "smoke": dict(seeds=[0, 1], labels=4, questions=4, watched=4, conditions={
             "beta 0.1": dict(beta=0.1, lr=2e-4, batch_size=2, evaluations=2)}),
-        "seconds": 190,
+        "seconds": 250,
     },
     "dpo_rounds": {
         "full": dict(seeds=[0, 1, 2], labels=600, count=3, questions=120, watched=32, beta=0.1, lr=2e-4, batch_size=32,
