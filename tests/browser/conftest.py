@@ -70,7 +70,7 @@ def lab(tmp_path_factory, tools):
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
          "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
          "--LabApp.extension_manager=readonly", "--LabApp.news_url=",
-         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
+         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.expose_app_in_browser=True"],
         env={**os.environ, **folders}, stdout=log, stderr=subprocess.STDOUT,
     )
     try:
@@ -143,9 +143,15 @@ def until(driver):
 
 @pytest.fixture(scope="session")
 def run_all(lab, driver, until):
-    """Open a notebook of the lab's folder in the current browser tab and run it from the menu: `run_all(path)`."""
-    from selenium.common.exceptions import TimeoutException
+    """Open a notebook of the lab's folder in the current browser tab and run all of it: `run_all(path)`."""
     from selenium.webdriver.common.by import By
+
+    ready = """
+        const app = window.jupyterapp
+        const panel = app && [...app.shell.widgets("main")].find(widget => widget.context?.path === arguments[0])
+        const kernel = panel?.sessionContext?.session?.kernel
+        return kernel?.connectionStatus === "connected" && kernel.status === "idle" && panel.node
+    """
 
     def begun() -> bool:
         prompts = driver.find_elements(By.CSS_SELECTOR, ".jp-InputPrompt")
@@ -153,19 +159,9 @@ def run_all(lab, driver, until):
 
     def run(path: str) -> None:
         driver.get(lab.url(path))
-        idle = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
-        until(lambda: driver.find_element(By.CSS_SELECTOR, idle), "an idle kernel")
-        for attempt in range(5):  # on a busy machine a kernel that looks idle may not listen yet, or a dialog may ask about it
-            for button in driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog .jp-mod-accept"):
-                button.click()
-            driver.find_element(By.XPATH, "//li[contains(@class,'lm-MenuBar-item')][.='Run']").click()
-            item = "[data-command='runmenu:run-all']"
-            until(lambda: driver.find_element(By.CSS_SELECTOR, item).is_displayed(), "the Run menu")
-            driver.find_element(By.CSS_SELECTOR, item).click()
-            try:
-                return until(begun, "a cell to begin", 20)
-            except TimeoutException:
-                continue
-        pytest.fail(f"{path} did not run")
+        panel = until(lambda: driver.execute_script(ready, path), f"a kernel that listens to {path}")
+        panel.find_element(By.CSS_SELECTOR, ".jp-Cell .jp-InputPrompt").click()  # a new tab has no current notebook yet
+        driver.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        until(begun, "a cell to begin")
 
     return run
