@@ -144,6 +144,6 @@ def main(script: str, doc: str, work: dict[str, dict[str, Side]], units: int, un
                 f"Python {platform.python_version()}")
     print(f"{doc.splitlines()[0]}\n{args.threads} threads, {args.repeats} repeats of {args.steps} steps; {versions}")
     for name, row in results.items():
-        print(f"{name:14}" + "  ".join(f"{key} {value}" for key, value in row.items()))
+        print(f"{name:18}" + "  ".join(f"{key} {value}" for key, value in row.items()))
     if args.json:
         args.json.write_text(json.dumps({"threads": args.threads, "versions": versions, **results}, indent=2) + "\n")
