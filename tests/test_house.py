@@ -129,7 +129,7 @@ def test_data_is_found_in_the_clone_and_in_a_wheel(monkeypatch, tmp_path):
 
 def test_no_machine_path_or_registry_host_in_tracked_files():
     machine = re.compile(r"(?:^|[\"' (=:`])/(?:work|root|opt|home|Users)/[a-z]", re.MULTILINE)
-    registry = re.compile(r"index-url|https?://[^ \"]*/simple(?:/|\"|$)|pypi\.org|pythonhosted", re.MULTILINE)
+    registry = re.compile(r"index[-]url|https?://[^ \"]*/simple(?:/|\"|$)|pypi\.org|pythonhosted", re.MULTILINE)
     for name, text in tracked():
         if name in {"tests/test_house.py", "tests/notebooks/test_build.py"}:  # they name what they look for
             continue
