@@ -32,8 +32,9 @@ from datasets import Dataset  # noqa: E402
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 GROUP, LENGTH = 4, 12
 ROWS = [{"prompt": [{"role": "user", "content": text}]} for text in ("Hi?", "Where is SF?", "ok")]
-PAIRS = [{**row, "chosen": [{"role": "assistant", "content": chosen}], "rejected": [{"role": "assistant", "content": rejected}]}
-         for row, chosen, rejected in zip(ROWS, ("Hello!", "SF usually refers to San Francisco.", "fine"), ("no", "CA", "ok, ok"))]
+ANSWERS = [("Hello!", "no"), ("SF usually refers to San Francisco.", "CA"), ("fine", "ok, ok")]  # chosen and rejected
+PAIRS = [row | {side: [{"role": "assistant", "content": said}] for side, said in zip(("chosen", "rejected"), pair)}
+         for row, pair in zip(ROWS, ANSWERS)]
 
 
 def letters(completions, **columns):
@@ -162,8 +163,8 @@ def test_grpo_is_trls(setting, tmp_path, variant, beta, moved):
 
 
 def test_difference_trl_multiplies_the_kl_by_the_ratio(setting, tmp_path):
-    """TRL's default: r k3, whose value is k3's as long as nothing has moved, and whose expected gradient is KL(p || p_ref)'s;
-    that of k3 in the loss, GRPO's own, is KL(p_ref || p)'s (`objectives.k3`)."""
+    """TRL's default: r k3, whose value is k3's as long as nothing has moved, and whose expected gradient is that of
+    KL(p || p_ref); that of k3 in the loss, GRPO's own, is that of KL(p_ref || p) (`objectives.k3`)."""
     policy, reference, tokenizer = setting
     assert trl.GRPOConfig(**quiet(tmp_path)).use_bias_correction_kl
     trainer = sampler("GRPO", policy, tokenizer, tmp_path, beta=0.5, loss_type="grpo", use_bias_correction_kl=True)
@@ -321,8 +322,8 @@ def weights(model):
 
 @pytest.mark.parametrize("kind", ["GRPO", "RLOO", "DPO"])
 def test_difference_trl_reloads_the_reference_from_the_disk(setting, tmp_path, kind):
-    """A model that was trained in memory gets what lies at its `name_or_path` as reference. The course's is the model that it
-    is given; TRL's DPOTrainer takes one, too, and the others need the model saved and loaded first."""
+    """A model that was trained in memory gets what lies at its `name_or_path` as reference. The course's is the model that
+    it is given; TRL's DPOTrainer takes one, too, and the others need the model saved and loaded first."""
     policy, reference, tokenizer = setting
     assert not torch.equal(weights(policy), weights(reference))
 
