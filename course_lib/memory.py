@@ -66,6 +66,18 @@ def cache_tensors(cache) -> list[Tensor]:
     return [x for layer in cache.layers for x in (layer.keys, layer.values)]
 
 
+def free_bytes(device: torch.device | str) -> int | None:
+    """Bytes that a new model may take on a device; None where nobody says."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type not in ("cpu", "mps"):
+        return None
+    import psutil
+
+    return psutil.virtual_memory().available  # Apple's GPU shares it with the CPU
+
+
 def live(models: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer] = (), *,
          caches: Mapping[str, object] | None = None, activations: Mapping[str, int] | None = None) -> dict[str, Usage]:
     """What each role holds right now, on whatever device: {role: Usage}.

@@ -55,6 +55,7 @@ class Recipe:
     code: tuple[str, ...] = ()  # modules, packages or `module:name,name` whose code is part of the key
     needs: tuple[Recipe, ...] = ()  # artifacts that must be there first; their keys are part of the key
     seconds: float = 0.0  # estimate on two cores, 0 if it is not known
+    doing: str = "training"  # what the build does, in messages
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name):
@@ -147,7 +148,7 @@ def _build(recipe: Recipe, folder: Path, problem: str) -> None:
     partial = _partial(folder)
     resumed = (partial / "resume.json").exists()
     state = "is not in the store yet" if problem == "missing" else f"in the store is damaged ({problem})"
-    action = "continuing its interrupted training" if resumed else "training it now"
+    action = "continuing its interrupted training" if resumed else f"{recipe.doing} it now"
     cost = f", about {duration(recipe.seconds)} on two cores" if recipe.seconds else ""
     _sweep()
     if shutil.disk_usage(root()).free < ROOM:

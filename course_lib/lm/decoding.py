@@ -15,6 +15,21 @@ from transformers import LlamaForCausalLM
 from course_lib.lm.logprobs import accepted
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside an adapter's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """The weight of a projection as it acts, (out, in): with LoRA, the adapter's product added."""
+    if not hasattr(linear, "lora_A"):
+        return linear.weight
+    weight = linear.get_base_layer().weight
+    if linear.disable_adapters or linear.merged:
+        return weight
+    return weight + sum(linear.get_delta_weight(name) for name in linear.active_adapters if name in linear.lora_A)
+
+
 class HFDecoder:
     """One more token per row, through the forward pass of any causal LM that keeps `past_key_values`."""
 
@@ -56,17 +71,19 @@ class LlamaDecoder:
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether `model` is small and computes what `step` does: no adapter, quantisation, bias, hook, scaled rotary.
+        """Whether `model` is small and computes what `step` does: no quantisation, bias, hook, scaled rotary; LoRA is fine.
 
         In a large model the arithmetic dominates anyway, and joined weights are a second copy in memory.
         """
-        plain = (LlamaForCausalLM.__module__, "torch.nn.modules.", "transformers.activations")
+        plain = (LlamaForCausalLM.__module__, "torch.nn.modules.", "transformers.activations", "peft.tuners.lora.")
+        model = unwrapped(model)
         modules = list(model.modules())
         hooks = [h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
         return (
             type(model) is LlamaForCausalLM
             and model.num_parameters() <= 500_000_000
             and all(type(m).__module__.startswith(plain) for m in modules)
+            and not any(getattr(m, "lora_variant", None) for m in modules)  # W + B A is all there is, no DoRA
             and all(getattr(h, "__module__", "").startswith("transformers.") for h in hooks)  # they only record outputs
             and all(p.device == model.device for p in model.parameters())
             and model.model.rotary_emb.rope_type == "default"
@@ -74,20 +91,22 @@ class LlamaDecoder:
             and not (model.config.attention_bias or model.config.mlp_bias)
         )
 
-    def __init__(self, model: LlamaForCausalLM):
+    def __init__(self, model: nn.Module):
+        model = unwrapped(model)
         autocast = torch.is_autocast_enabled(model.device.type)
         self.dtype = torch.get_autocast_dtype(model.device.type) if autocast else model.dtype
         self.rotary, self.embed, self.eps = model.model.rotary_emb, model.model.embed_tokens, model.config.rms_norm_eps
         self.layers = []
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
-            query = attention.q_proj.weight * attention.scaling  # so that the scores need no scaling
-            qkv = self._linear(query, attention.k_proj.weight, attention.v_proj.weight)
-            out, gate_up = self._linear(attention.o_proj.weight), self._linear(mlp.gate_proj.weight, mlp.up_proj.weight)
-            down = self._linear(mlp.down_proj.weight)
+            query = weight_of(attention.q_proj) * attention.scaling  # so that the scores need no scaling
+            qkv = self._linear(query, weight_of(attention.k_proj), weight_of(attention.v_proj))
+            out = self._linear(weight_of(attention.o_proj))
+            gate_up = self._linear(weight_of(mlp.gate_proj), weight_of(mlp.up_proj))
+            down = self._linear(weight_of(mlp.down_proj))
             norms = layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float()  # (hidden,)
             self.layers.append((norms[0], qkv, out, norms[1], gate_up, down))
-        self.norm, self.head = model.model.norm.weight.float(), self._linear(model.lm_head.weight)
+        self.norm, self.head = model.model.norm.weight.float(), self._linear(weight_of(model.lm_head))
         self.d = attention.head_dim
         self.heads, self.kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
 

