@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from course_lib.algorithms.training import make_optimizers, take_step, warmup_cosine
 from course_lib.lm.device import autocast
-from course_lib.lm.reward_head import RewardModel, Scored, collate, encode_answer
+from course_lib.lm.reward_head import RewardModel, Scored, encode_answer
 from course_lib.objectives import bradley_terry, expected_calibration_error, plackett_luce
 from course_lib.progress import Progress
 
@@ -86,7 +86,7 @@ def loss_sum(model: RewardModel, rows: Sequence[Row], config: RewardConfig) -> t
     that it is the same for two answers. Regression: the mean squared error of the scores.
     """
     with autocast(model.device, config.precision):
-        rewards = model(*collate([a for row in rows for a in row.answers], model.device))  # (answers of all rows,)
+        rewards = model.compare([row.answers for row in rows])  # (answers of all rows,)
     if config.loss == "regression":
         target = torch.tensor([s for row in rows for s in row.scores], device=rewards.device)
         weight = torch.tensor([1 / len(row.scores) for row in rows for _ in row.scores], device=rewards.device)

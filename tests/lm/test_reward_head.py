@@ -173,3 +173,46 @@ def test_collate_marks_what_is_real_and_what_is_the_answers():
     ids, real, answer = collate([Scored([5, 6, 7], 1), Scored([5, 8], 1)], "cpu")
     assert ids.tolist() == [[5, 6, 7], [5, 8, 0]]
     assert real.int().tolist() == [[1, 1, 1], [1, 1, 0]] and answer.int().tolist() == [[0, 1, 1], [0, 1, 0]]
+
+
+GROUPS = [("Where is SF?", ("CA", "SF is in CA, USA", "It is in the west of the USA, in California")),
+          ("Which country is Lyon in?", ("France", "Lyon is in France, a country in Europe"))]
+
+
+def groups_of(tokenizer):
+    return [[encode_answer(tokenizer, [{"role": "user", "content": question}], answer) for answer in answers]
+            for question, answers in GROUPS]
+
+
+def test_answers_to_one_prompt_read_together_get_the_rewards_that_each_gets_alone(tiny_lm, model):
+    rows = groups_of(tiny_lm[1])
+    alone = torch.cat([model(*collate([answer], "cpu")) for row in rows for answer in row])
+    together = model.compare(rows)
+    assert torch.allclose(together, alone, atol=1e-5)
+    weights = torch.arange(1.0, len(alone) + 1)
+    for one, other in zip(*(torch.autograd.grad((r * weights).sum(), [*model.parameters()]) for r in (together, alone))):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_prompt_is_read_once_and_the_last_mlp_where_the_reward_is_read(tiny_lm):
+    model, rows, seen = model_on(tiny_lm[0], "last"), groups_of(tiny_lm[1]), []
+    mlps = [layer.mlp.down_proj for layer in model.backbone.layers]
+    hooks = [mlp.register_forward_hook(lambda _, args, out: seen.append(out.shape[:-1].numel())) for mlp in mlps]
+    model.compare(rows)
+    width = max(row[0].start + sum(len(a.ids) - a.start for a in row) for row in rows)
+    assert seen == [len(rows) * width] * (len(mlps) - 1) + [5]
+    for hook in hooks:
+        hook.remove()
+
+
+def test_answers_to_different_prompts_do_not_share_one(tiny_lm):
+    mixed = [[groups_of(tiny_lm[1])[0][0], groups_of(tiny_lm[1])[1][0]]]
+    with pytest.raises(ValueError, match="different prompts"):
+        model_on(tiny_lm[0], "last").compare(mixed)
+
+
+def test_a_backbone_whose_attention_takes_no_mask_of_ones_own_reads_each_answer_alone(tiny_lm):
+    model = model_on(tiny_lm[0], "last")
+    shared = model.compare(groups_of(tiny_lm[1]))
+    model.backbone.set_attn_implementation("eager")
+    assert torch.allclose(model.compare(groups_of(tiny_lm[1])), shared, atol=1e-5)
