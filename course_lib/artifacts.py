@@ -169,7 +169,7 @@ SIZES = {
         "smoke": dict(seeds=[0, 1], conditions={
             "first layer, 4 pairs": dict(labels=4, size=2, layers=1, pooling="mean", epochs=1, lr=5e-4),
             "all layers, 3 rankings of 3": dict(labels=3, size=3, epochs=1, lr=5e-4)}),
-        "seconds": 260,
+        "seconds": 160,
     },
     "preference_probe": {
         "full": dict(seeds=[1, 2, 3, 4, 5], labels=1000, layers=1, pooling="mean", epochs=4, lr=1e-3),
