@@ -21,7 +21,8 @@ def said(text):
     return {"role": "assistant", "content": text}
 
 
-TALKS = [{"messages": [user("Hi?"), said("Hello.")]}, {"messages": [{"role": "system", "content": "Be kind."}, user("Hm"), said("Oh")]}]
+TALKS = [{"messages": [user("Hi?"), said("Hello.")]},
+         {"messages": [{"role": "system", "content": "Be kind."}, user("Hm"), said("Oh")]}]
 PAIRS = [{"prompt": "Where is SF?", "chosen": "In California.", "rejected": "No idea."},
          {"prompt": "And LA?", "chosen": "There, too.", "rejected": "Hm."}]
 SUMS = [{"prompt": "What is 1 + 1?", "answer": "2"}, {"prompt": "And 2 + 5?", "answer": "7"}]
@@ -126,7 +127,7 @@ def test_a_data_set_of_the_hub_is_asked_for_by_its_own_name_and_split(monkeypatc
     (preferences, {"prompt": "a", "chosen": "b", "rejected": None}, "field rejected: None \\(NoneType\\) is no text"),
     (preferences, {"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same: 'b'"),
     (preferences, {"prompt": "a", "chosen": "b", "rejected": [said("b")]}, "chosen and rejected are the same: 'b'"),
-    (preferences, {"prompt": [user("a"), said("b")], "chosen": "c", "rejected": "d"}, "prompt: the last message is the assistant's"),
+    (preferences, {"prompt": [user("a"), said("b")], "chosen": "c", "rejected": "d"}, "prompt: the last message is the assis"),
     (preferences, {"prompt": "a", "chosen": [user("a"), said("b")], "rejected": "d"}, "field chosen: give the assistant's last"),
     (preferences, {"prompt": 3, "chosen": "b", "rejected": "d"}, "field prompt: 3 is no list of messages"),
     (questions, {"prompt": " ", "answer": "b"}, "field prompt is empty"),
@@ -226,7 +227,8 @@ def test_tinystories(tmp_path):
 def test_presets_name_what_is_on_the_hub():
     assert {name: (p.hub, p.config, p.split) for name, p in data_sets.PRESETS.items()} == {
         "tinystories": ("roneneldan/TinyStories", None, "train"), "hh": ("Anthropic/hh-rlhf", None, "train"),
-        "ultrafeedback": ("HuggingFaceH4/ultrafeedback_binarized", None, "train_prefs"), "gsm8k": ("openai/gsm8k", "main", "train")}
+        "ultrafeedback": ("HuggingFaceH4/ultrafeedback_binarized", None, "train_prefs"),
+        "gsm8k": ("openai/gsm8k", "main", "train")}
 
 
 # Straight into the algorithms

@@ -47,6 +47,7 @@ def frozen(model: nn.Module) -> nn.Module:
 def reference_agent(agent: Agent, reference: nn.Module) -> Agent:
     """`agent` with the reference in place of its model: the same tokenizer, temperature and precision.
 
+    For a policy with an adapter, `lm.lora.adapter_off(policy)` is a reference without a copy of the weights.
     Raises ValueError for a reference that would move with the policy or that has dropout on.
     """
     own = {p.data_ptr() for p in agent.model.parameters()}
