@@ -10,7 +10,8 @@ from .klmap import KLMap
 from .labeller import Labeller
 from .lossmask import LossMask
 from .oneupdate import OneUpdate
+from .replay import Frame, Replay
 from .wordbyword import WordByWord
 
-__all__ = ["BetaSlider", "ClipExplorer", "DPOMargin", "GaeSlider", "GroupViewer", "KLMap", "Labeller", "LossMask", "OneUpdate",
-           "TokenExplorer", "WordByWord"]
+__all__ = ["BetaSlider", "ClipExplorer", "DPOMargin", "Frame", "GaeSlider", "GroupViewer", "KLMap", "Labeller", "LossMask",
+           "OneUpdate", "Replay", "TokenExplorer", "WordByWord"]

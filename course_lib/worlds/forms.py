@@ -1,4 +1,16 @@
-"""Forms: a graphical user interface described as text, with a goal and the step that an expert takes."""
+"""Forms: a graphical user interface described as text, with a goal and the step that an expert takes.
+
+    goal: book name Tom, city Paris, country France, guests 3
+    screen: [name: Tom] [city: ] [country: ] [guests: ] (submit)
+
+The agent sees this and answers with one step: `type city Paris`, or `click submit`. A field takes only what is on its list (a
+city of the atlas, a number from 1 to 9), and a form with an empty field cannot be submitted; the screen then stays as it was.
+A form that is full of the wrong things can be submitted, and that is the end of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 from course_lib.worlds import atlas
 from course_lib.worlds.draw import Draw
@@ -19,3 +31,95 @@ def screens(draw: Draw) -> str:
 
 
 KINDS = {"screens": screens}
+
+# ---- one form, step by step ------------------------------------------------------------------------------------------
+
+SUBMIT = "click submit"
+
+
+@cache
+def options(field: str) -> frozenset[str]:
+    """What a field takes."""
+    every = {"name": NAMES, "guests": "123456789", "city": [c.city for c in atlas.cities()],
+             "country": [c.country for c in atlas.cities()]}
+    return frozenset(every[field])
+
+
+@dataclass(frozen=True)
+class Form:
+    """A goal and a screen. Steps make new forms; a form itself never changes."""
+
+    goal: dict[str, str]    # field -> the value that it should get, in the order of the screen
+    typed: dict[str, str]   # field -> what stands in it; "" for nothing
+    submitted: bool = False
+
+    def text(self) -> str:
+        """What the agent sees, in the very words of `screens`."""
+        goal = ", ".join(f"{field} {value}" for field, value in self.goal.items())
+        screen = " ".join(f"[{field}: {self.typed[field]}]" for field in self.goal)
+        return f"goal: book {goal}\nscreen: {screen} (submit)"
+
+    def act(self, step: str) -> tuple["Form", str]:
+        """The form after a step, and what happened, in words. A step that is none, or that fails, changes nothing."""
+        verb, _, rest = step.partition(" ")
+        field, _, value = rest.partition(" ")
+        if self.submitted:
+            return self, "error: the form has been submitted"
+        if step == SUBMIT:
+            missing = [field for field in self.goal if not self.typed[field]]
+            if missing:
+                return self, f"error: {', '.join(missing)} missing"
+            return replace(self, submitted=True), "submitted, and right" if self.right else "submitted, but wrong"
+        if verb != "type" or not value.strip():
+            return self, f'error: a step is "type FIELD VALUE" or "{SUBMIT}", not {step!r}'
+        if field not in self.goal:
+            return self, f"error: there is no field {field!r}"
+        if value not in options(field):
+            return self, f"error: {value!r} is not a {field} to choose"
+        return replace(self, typed=self.typed | {field: value}), f"{field} is now {value}"
+
+    @property
+    def right(self) -> bool:
+        """Whether every field has its value."""
+        return self.typed == self.goal
+
+
+def blank(draw: Draw, cities: Sequence[atlas.City]) -> Form:
+    """An empty form with one of these cities in its goal; its fields are always in the order of `FIELDS`."""
+    city = draw.pick(cities)
+    values = {"name": draw.pick(NAMES), "city": city.city, "country": city.country, "guests": str(1 + draw.below(9))}
+    return Form(values, dict.fromkeys(values, ""))
+
+
+def useful(form: Form) -> list[str]:
+    """All steps that bring the form nearer to its goal: any field that is not right yet, else the button."""
+    return [f"type {f} {value}" for f, value in form.goal.items() if form.typed[f] != value] or [SUBMIT]
+
+
+def expert(form: Form) -> str:
+    """The expert's step: the first field that is empty or wrong, from left to right, and the button at last."""
+    return useful(form)[0]
+
+
+def typo(value: str, draw: Draw) -> str:
+    """The value with one letter left out, doubled, or swapped with the next; a digit is doubled."""
+    i = draw.below(max(len(value) - 1, 1))
+    a, b = value[i], value[i + 1 : i + 2]
+    slips = {value[:i] + slip + value[i + 2 :] for slip in (b, a + a + b, b + a)}
+    return draw.pick(sorted(slips - {value, ""}))
+
+
+def mistake(form: Form, draw: Draw) -> str:
+    """A step that is not `useful`, as people and agents take them: a wrong field, a typo, the button too early, or a loop, in
+    which something is typed again that stands there already."""
+    empty_or_wrong = [f for f, value in form.goal.items() if form.typed[f] != value]
+    right = [f for f in form.goal if f not in empty_or_wrong]
+    field = empty_or_wrong[0] if empty_or_wrong else draw.pick(right)  # the one that a careful person would look at
+    value = form.goal[field]
+    steps = [f"type {draw.pick([f for f in form.goal if form.goal[f] != value])} {value}", f"type {field} {typo(value, draw)}"]
+    if empty_or_wrong:
+        steps.append(SUBMIT)
+    if right:
+        again = draw.pick(right)
+        steps.append(f"type {again} {form.goal[again]}")
+    return draw.pick(steps)

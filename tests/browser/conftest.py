@@ -43,6 +43,8 @@ GroupViewer([Group("5 + 8?", ["5+8=13 #13", "#12", "<b>", "5+8=12 #12"], [1.1, 0
     "ClipExplorer()",
     "GaeSlider(['5', '+8', '=', '13'], [0, 0, 0, 1], [0.5, 0.25, 0.5, 0.75])",
     "DPOMargin()",
+    """from course_lib.widgets import Frame, Replay
+Replay("A walk", [Frame("a <b>door</b>", "open it", "it is locked", False), Frame("a door", "use the key", "open", True)])""",
 ]
 
 

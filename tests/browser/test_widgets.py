@@ -201,6 +201,17 @@ def test_dpo_margin(page, screenshot):
     screenshot("dpo-margin", margin)
 
 
+def test_replay(page, screenshot):
+    replay = outputs(page)[11]
+    assert "Step 2 of 2: 'use the key'. This is a good step. Answer: open." in picture(replay)
+    slide(replay, 0, Keys.HOME)
+    until(page, lambda: "This is a wrong step. Answer: it is locked." in picture(replay), "the first step")
+    assert "a <b>door</b>" in picture(replay)
+    screenshot("replay", replay)
+    play(replay)
+    until(page, lambda: "Step 2 of 2" in picture(replay), "the episode to play to its end")
+
+
 @pytest.fixture(scope="module")
 def saved(notebook, tools):
     """The notebook as it is committed: run without a front end, and no reference to a live widget."""
