@@ -98,6 +98,8 @@ class Episodes:
 
     def logprobs(self, agent: Agent) -> Tensor:
         """ln p of each choice under the policy of `agent`, with gradients: (N, K), 0 where masked."""
+        if hasattr(agent, "episode_logprobs"):  # it reads an episode's steps as one text
+            return self._joined(agent.episode_logprobs(self.steps))
         return self._joined([agent.logprobs(step.states, step.action) if len(step.rows) else step.action.logprobs
                              for step in self.steps])
 

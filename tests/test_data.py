@@ -94,3 +94,11 @@ def test_the_world_is_spread(rows):
     countries = Counter(row["country"] for row in rows)
     assert 35 <= len(countries) <= 50
     assert max(countries.values()) <= 30
+
+
+def test_latitudes_belong_to_the_cities_in_their_order(rows):
+    raw = ATLAS.with_name("latitudes.csv").read_bytes()
+    assert raw.isascii() and b"\r" not in raw and raw.endswith(b"\n")
+    found = list(csv.DictReader(raw.decode().splitlines()))
+    assert [row["city"] for row in found] == [row["city"] for row in rows]
+    assert all(str(int(row["latitude"])) == row["latitude"] and -90 < int(row["latitude"]) < 90 for row in found)
