@@ -9,7 +9,7 @@ from pathlib import Path
 from course_lib import smoke
 from course_lib.store import Recipe, get, load_json, save_json
 
-MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_start")
+MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_start", "research_start")
 TIGHT = dict(steps=32, count=10, samples=4, lr=3e-4)  # fast: gold peaks within the first half
 BRIEF = dict(steps=2, count=2, samples=2, lr=3e-4)
 SIZES = {
@@ -230,6 +230,16 @@ SIZES = {
                       evaluations=1),
         "seconds": 65,
     },
+    "research_start": {
+        "full": dict(examples=1000, wrong=0.4, epochs=2, lr=1e-3, batch_size=8, seed=0),
+        "smoke": dict(examples=8, wrong=0.4, epochs=1, lr=1e-3, batch_size=8, seed=0),
+        "seconds": 40,
+    },
+    "agent_research": {
+        "full": dict(seeds=[0, 1, 2], steps=20, count=8, samples=8, lr=2e-4, test=60),
+        "smoke": dict(seeds=[0, 1], steps=1, count=2, samples=2, lr=2e-4, test=2),
+        "seconds": 140,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -299,6 +309,14 @@ PPO_SUMS_CODE = (*PPO_CODE, "course_lib.rewards.maths", "course_lib.experiments.
                  "course_lib.experiments.ppo:on_sums")
 GAE_CODE = ("course_lib.objectives:gae", "course_lib.exact:TableLM,sequences,state_values,policy_gradient",
             "course_lib.experiments.ppo:gae_gradients,learnt_values,bias_and_variance")
+RESEARCH_CODE = (*SFT_CODE, "course_lib.worlds.research", "course_lib.tools:CALL,LONGEST,parse_call,python,use",
+                 "course_lib.experiments.research:trace,lessons,start")
+AGENT_RESEARCH_CODE = (*RESEARCH_CODE, "course_lib.tools", "course_lib.lm.turns", "course_lib.lm.sampling:draw_tokens,uniforms",
+                       "course_lib.algorithms.grpo", "course_lib.algorithms.reinforce:accumulate,adam,learning_rate",
+                       "course_lib.environments:play",
+                       "course_lib.objectives:clipped_surrogate,degenerate,group_advantages,token_weights",
+                       "course_lib.experiments.research")
+NEEDS |= {"research_start": ("sft",), "agent_research": ("research_start",)}
 NEEDS |= {"ppo_bias": (), "ppo_stability": (), "ppo_details": (), "ppo_sums": ("sums_start",)}
 
 
@@ -327,7 +345,8 @@ def recipe(name: str) -> Recipe:
     above = NEEDS.get(name, FAMILIES.get(name.split("_")[0], ("base",)))
     needs = tuple(map(recipe, above))
     code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE, "answers": ANSWERS_CODE,
-            "reward_model": LEARNT_CODE, "ppo_bias": GAE_CODE, "ppo_sums": PPO_SUMS_CODE,
+            "reward_model": LEARNT_CODE, "research_start": RESEARCH_CODE, "agent_research": AGENT_RESEARCH_CODE,
+            "ppo_bias": GAE_CODE, "ppo_sums": PPO_SUMS_CODE,
             **dict.fromkeys(STARTS, START_CODE),
             **{study: (*REINFORCE_CODE, f"course_lib.experiments.reinforce:{made_by}")
                for study, made_by in REINFORCE.items()}}.get(name)
@@ -510,6 +529,23 @@ def _dpo_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
+def _research_start(folder: Path, progress) -> None:
+    from course_lib.experiments.research import start
+    from course_lib.lm.model import load_lm, save_lm
+
+    model, tokenizer = load_lm("sft")
+    history = start(model, tokenizer, **size("research_start"))
+    save_lm(folder, model, tokenizer)
+    save_json(folder / "result.json", {"history": history})
+
+
+def _agent_research(folder: Path, progress) -> None:
+    from course_lib.experiments.research import study
+    from course_lib.lm.model import load_lm
+
+    save_json(folder / "result.json", study(*load_lm("research_start"), **size("agent_research")))
+
+
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _answers, "reward_model": _reward_model,
           **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
@@ -518,4 +554,5 @@ _BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
 _BUILD |= {name: _grpo(name) for name in SIZES if name.startswith("grpo")}
 _BUILD |= {name: _ppo_study(name) for name in SIZES if name.startswith("ppo")}
 _BUILD |= {name: _dpo_study(name) for name in SIZES if name.startswith("dpo")}
+_BUILD |= {"research_start": _research_start, "agent_research": _agent_research}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

@@ -137,7 +137,7 @@ def test_a_turn_that_is_cut_off_ends_an_episode_even_if_it_looks_right(tiny_toke
 
 
 def test_episodes_side_by_side_do_not_mix(tiny_tokenizer):
-    rows = [QUESTION, {"prompt": "How far is SF south of LYS?", "answer": "8"}]
+    rows = [QUESTION, {"prompt": "How far is VCE north of SAN?", "answer": "8"}]
     world = environment(tiny_tokenizer, rows)
     world.reset(2, 2, seed=3)
     assert [t.messages[0] for t in world.talks[:2]] == [world.talks[0].messages[0]] * 2

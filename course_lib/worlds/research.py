@@ -58,27 +58,21 @@ def open_page(title: str) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    north: atlas.City
-    south: atlas.City
-    first: str  # "north" or "south": which of them the question names first
-
-    @property
-    def cities(self) -> tuple[atlas.City, atlas.City]:
-        """In the order of the question."""
-        return (self.north, self.south) if self.first == "north" else (self.south, self.north)
+    cities: tuple[atlas.City, atlas.City]
 
     @property
     def text(self) -> str:
         first, second = self.cities
-        return f"How far is {first.nick} {self.first} of {second.nick}?"
+        return f"How far is {first.nick} north of {second.nick}?"
 
     @property
     def facts(self) -> tuple[int, int]:
-        """What has to be found out: the latitudes of the northern and of the southern city."""
-        return latitudes()[self.north.city], latitudes()[self.south.city]
+        """What has to be found out: the latitudes of the two cities."""
+        return latitudes()[self.cities[0].city], latitudes()[self.cities[1].city]
 
     @property
     def answer(self) -> int:
+        """In degrees; negative if the first city is the southern one."""
         return self.facts[0] - self.facts[1]
 
 
@@ -92,9 +86,8 @@ def questions(part: str) -> tuple[Question, ...]:
     """
     splits = atlas.splits()
     cities = {"train": splits["train"], "test": splits["train"], "new cities": splits["quiz"] + splits["unseen"]}[part]
-    pairs = [(a, b) for a in cities for b in cities if latitudes()[a.city] > latitudes()[b.city]]
-    every = (Question(a, b, first) for a, b in pairs for first in ("north", "south"))
-    return tuple(q for q in every if held_out("research", *q.facts) == (part != "train"))
+    every = (Question((a, b)) for a in cities for b in cities if latitudes()[a.city] != latitudes()[b.city])
+    return tuple(q for q in every if held_out("research", *sorted(q.facts)) == (part != "train"))
 
 
 # ---- how an expert goes about it, and what goes wrong -----------------------------------------------------------------
@@ -103,8 +96,12 @@ def questions(part: str) -> tuple[Question, ...]:
 def expert(question: Question) -> list[str]:
     """The five calls and the answer."""
     calls = [call for city in question.cities for call in (f'search("{city.nick}")', f'open("{city.city}")')]
-    north, south = question.facts
-    return [*calls, f'python("{north}-{south}")', f"answer: {question.answer}"]
+    return [*calls, difference(*question.facts), f"answer: {question.answer}"]
+
+
+def difference(a: int, b: int) -> str:
+    """The call that subtracts."""
+    return f'python("{a}-{b}")'
 
 
 FLAWS = ("guessed", "one page", "in the head", "swapped", "added", "no search", "malformed")
@@ -112,19 +109,18 @@ FLAWS = ("guessed", "one page", "in the head", "swapped", "added", "no search", 
 
 def flawed(question: Question, draw: Draw) -> list[str]:
     """An expert's calls with one of `FLAWS`. The last two lose a turn; the others end in an answer that is wrong."""
-    flaw, right, (north, south) = draw.pick(FLAWS), expert(question), question.facts
-    off = question.answer + draw.pick((-10, -2, -1, 1, 2, 10))
-    at = 2 * draw.below(2)
+    flaw, right, (a, b) = draw.pick(FLAWS), expert(question), question.facts
+    off, at = question.answer + draw.pick((-10, -2, -1, 1, 2, 10)), 2 * draw.below(2)
     if flaw == "guessed":
         return [f"answer: {off}"]
-    if flaw == "one page":  # the other number is made up
-        return [*right[:2], f'python("{south + off}-{south}")', f"answer: {off}"]
+    if flaw == "one page":  # the second city is forgotten
+        return [*right[:2], difference(a, a), "answer: 0"]
     if flaw == "in the head":
         return [*right[:4], f"answer: {off}"]
     if flaw == "swapped":
-        return [*right[:4], f'python("{south}-{north}")', f"answer: {south - north}"]
+        return [*right[:4], difference(b, a), f"answer: {b - a}"]
     if flaw == "added":
-        return [*right[:4], f'python("{north}+{south}")', f"answer: {north + south}"]
+        return [*right[:4], f'python("{a}+{b}")', f"answer: {a + b}"]
     if flaw == "no search":  # no page is called by an abbreviation
         return [*right[:at], f'open("{question.cities[at // 2].nick}")', *right[at:]]
     return [*right[:at], right[at].replace('")', draw.pick((")", '"', ""))), *right[at:]]

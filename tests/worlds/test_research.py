@@ -29,9 +29,9 @@ def test_a_search_by_words_finds_titles_and_says_so_when_it_does_not():
 
 def test_a_question_by_hand():
     sf, lyon = (next(c for c in atlas.cities() if c.nick == nick) for nick in ("SF", "LYS"))
-    asked = research.Question(lyon, sf, "north")
+    asked = research.Question((lyon, sf))
     assert asked.text == "How far is LYS north of SF?" and asked.facts == (46, 38) and asked.answer == 8
-    assert research.Question(lyon, sf, "south").text == "How far is SF south of LYS?"
+    assert research.Question((sf, lyon)).answer == -8
     assert research.expert(asked) == ['search("LYS")', 'open("Lyon")', 'search("SF")', 'open("San Francisco")',
                                       'python("46-38")', "answer: 8"]
 
@@ -39,15 +39,15 @@ def test_a_question_by_hand():
 def test_no_combination_of_a_test_question_occurs_in_training():
     train, test, new = (research.questions(part) for part in ("train", "test", "new cities"))
     assert min(map(len, (train, test, new))) > 1000
-    seen = {q.facts for q in train}
-    assert not seen & {q.facts for q in test} and not seen & {q.facts for q in new}
+    seen = {frozenset(q.facts) for q in train}
+    assert not seen & {frozenset(q.facts) for q in (*test, *new)}
     pairs = {frozenset(q.cities) for q in train}
     assert not pairs & {frozenset(q.cities) for q in test}
     named = {c.nick for q in train for c in q.cities}
     assert not named & {c.nick for q in new for c in q.cities} and len(named) == 100
     assert {c.nick for q in test for c in q.cities} <= named
     assert len({q.text for q in (*train, *test, *new)}) == len(train) + len(test) + len(new)
-    assert all(q.answer > 0 for q in (*train, *test, *new))
+    assert all(q.answer for q in (*train, *test, *new))
 
 
 def test_flaws_are_what_they_say():
@@ -57,8 +57,7 @@ def test_flaws_are_what_they_say():
         turns, right = research.flawed(question, draw), research.expert(question)
         assert turns != right
         if len(turns) <= len(right):
-            wrong = turns[-1] != right[-1] or len(turns) == len(right) and turns[4] != right[4]
-            assert wrong or question.facts[1] == 0 or question.facts[0] == 0
+            assert turns[-1] != right[-1] or question.facts[1] == 0  # plus and minus nothing are the same
         else:  # one turn lost, nothing else
             lost = [i for i in range(7) if turns[:i] + turns[i + 1:] == right]
             assert lost
