@@ -3,18 +3,20 @@
     L_DPO = -E_(x, y_w, y_l) ln sigma(beta ln(pi(y_w|x) / pi_ref(y_w|x)) - beta ln(pi(y_l|x) / pi_ref(y_l|x)))
 
 No reward model, no sampling: the policy's own log-ratio to the reference is the reward. The reference's log-probabilities
-never change, so they are computed once, before the first step. Left out: adapters, many devices, checkpoints (a run takes
-seconds here).
+never change, so they are computed once, before the first step. Left out: adapters, training on new pairs as they come.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_lib.algorithms.training import make_optimizers, pad_right, take_step, warmup_cosine
+from course_lib.algorithms.processes import backward, begin, gathered, record, share, total, within_memory
+from course_lib.algorithms.training import (drop_checkpoint, make_optimizers, pad_right, resume, save_checkpoint, take_step,
+                                            warmup_cosine)
 from course_lib.lm.device import autocast
 from course_lib.lm.logprobs import completion_logprobs
 from course_lib.lm.sampling import Rollouts, encode_prompt
@@ -39,6 +41,7 @@ class DPOConfig:
     truncate: bool = False         # cut longer answers instead of refusing them
     seed: int = 0                  # of the order of the pairs
     evaluations: int = 0           # how often the held-out pairs are looked at, besides the start
+    checkpoint_every: int = 100    # steps, where the run saves itself
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,15 @@ def pair_logprobs(model: PreTrainedModel, pairs: Sequence[Pair], pad: int, preci
 @torch.no_grad()
 def all_logprobs(model: PreTrainedModel, pairs: Sequence[Pair], pad: int, precision: str = "auto", size: int = 128) -> Tensor:
     """`pair_logprobs` of any number of pairs, without gradients: (n, 2)."""
-    order = torch.tensor([len(p.prompt) + len(p.chosen) for p in pairs]).argsort()
-    out = torch.cat([pair_logprobs(model, [pairs[i] for i in part.tolist()], pad, precision) for part in order.split(size)])
-    return out[order.argsort().to(out.device)]
+    order = share(torch.tensor([len(p.prompt) + len(p.chosen) for p in pairs]).argsort())
+
+    def those(size: int) -> Tensor:
+        parts = [part.tolist() for part in order.split(size) if len(part)]
+        return torch.cat([torch.zeros(0, 2, device=model.device),
+                          *(pair_logprobs(model, [pairs[i] for i in part], pad, precision) for part in parts)])
+
+    out = within_memory(those, size)
+    return gathered(out)[gathered(order).argsort().to(out.device)]
 
 
 def batches(pairs: Sequence[Pair], batch_size: int, seed: int) -> list[Tensor]:
@@ -136,12 +145,13 @@ def measures(logp: Tensor, ref: Tensor, beta: float) -> dict[str, float]:
 
 def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], config: DPOConfig = DPOConfig(),
           *, reference: nn.Module | None = None, held_out: Sequence[dict] = (), watch: Callable[[int], dict] | None = None,
-          label: str = "DPO", seconds: float | None = None) -> list[dict]:
+          label: str = "DPO", seconds: float | None = None, checkpoint: Path | None = None) -> list[dict]:
     """Train `model` in place on rows with `prompt`, `chosen` and `rejected`; returns the history.
 
     reference: what the policy must stay near; default: the model as it is now. The losses without a reference take none.
     held_out: rows whose loss and `measures` are taken, under names that begin with `held_out_`, before the first step,
         `evaluations` times on the way and at the end; `watch` is called with the step at the same times.
+    checkpoint: as in `training.fit`; a run that goes on is given the model it began with.
     History: one dict a step with `step`, `loss`, `measures`, `grad_norm`, `lr`.
     Raises ValueError for an unknown loss or option, TrainingDiverged when the loss is not finite.
     """
@@ -178,26 +188,44 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
         return entry | (watch(step) if watch and step in look else {})
 
     optimizers = make_optimizers(model, config.lr, betas=(0.9, 0.99))
-    first = measure(0)
-    history = [{"step": 0} | first] if first else []
-    with Progress(label, total=len(plan), seconds=seconds) as progress:
-        for step, rows_of_step in enumerate(plan):
-            loss, seen, drift = 0.0, [], 0.0
-            if kto:
-                other = logps(model, [strangers[i] for i in rows_of_step.tolist()])
-                drift = (other[:, 0] - ref_strangers[rows_of_step.to(ref.device), 0]).mean()
-            for part in rows_of_step.split(config.micro_batch_size):
+    begin(optimizers, config.precision)
+    state = resume(checkpoint, model, optimizers, config)
+    done, history = state.get("step", 0), state.get("history", [])
+    if not done and (first := measure(0)):
+        record(history, {"step": 0} | first)
+
+    def gradient(batch: Tensor, drift: Tensor | float, size: int) -> tuple[float, Tensor]:
+        """Add up the gradient of a batch, at most `size` pairs in a forward pass; the loss and the log-probs, (n, 2), of this
+        process's pairs."""
+        loss, seen = 0.0, [ref.new_zeros(0, 2)]
+        for part in share(batch).split(size):
+            if len(part):  # a batch may have fewer pairs than there are processes
                 logp = pair_logprobs(model, [pairs[i] for i in part.tolist()], pad, config.precision)  # (B, 2)
                 at = part.to(ref.device)
-                loss_of_part = losses(logp, ref[at], lengths[at], drift).sum() / len(rows_of_step)
-                loss_of_part.backward()
+                loss_of_part = losses(logp, ref[at], lengths[at], drift).sum() / len(batch)
+                backward(loss_of_part)
                 loss += float(loss_of_part.detach())
                 seen.append(logp.detach())
+        return loss, torch.cat(seen)
+
+    with Progress(label, total=len(plan), seconds=seconds) as progress:
+        progress.update(done)
+        for step, batch in enumerate(plan[done:], done):
+            drift = 0.0
+            if kto:
+                other = logps(model, [strangers[i] for i in batch.tolist()])
+                drift = (other[:, 0] - ref_strangers[batch.to(ref.device), 0]).mean()
+            loss, logp = within_memory(lambda size: gradient(batch, drift, size), config.micro_batch_size)
+            loss = total(loss)
             lr = config.lr * warmup_cosine(step, len(plan), max(round(config.warmup * len(plan)), 1))
             norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
-            entry = measures(torch.cat(seen), ref[rows_of_step.to(ref.device)], config.beta)
-            history.append({"step": step + 1, "loss": loss, **entry, "grad_norm": norm, "lr": lr} | measure(step + 1))
+            entry = measures(gathered(logp), gathered(ref[share(batch).to(ref.device)]), config.beta)
+            record(history, {"step": step + 1, "loss": loss, **entry, "grad_norm": norm, "lr": lr} | measure(step + 1))
+            if checkpoint and (step + 1) % config.checkpoint_every == 0:
+                save_checkpoint(checkpoint, model, optimizers, {
+                    "config": repr(config), "step": step + 1, "history": history})
             progress.update(loss=loss)
+    drop_checkpoint(checkpoint)
     return history
 
 

@@ -11,13 +11,15 @@ times a constant. Left out: DAPO's soft punishment of length (a reward's busines
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from course_lib.algorithms.ppo import orders
-from course_lib.algorithms.reinforce import PolicyConfig, Run, accumulate, adam, measures
+from course_lib.algorithms.processes import gathered, largest, own_seed, share, total, within_memory
+from course_lib.algorithms.reinforce import PolicyConfig, Run, accumulate, adam, measures, precision_of
 from course_lib.algorithms.rlhf import reference_agent, reference_logprobs
 from course_lib.algorithms.training import take_step
 from course_lib.environments import Agent, Environment, Episodes, play
@@ -85,7 +87,7 @@ def chosen_groups(scores: Tensor, count: int) -> Tensor:
 def assess(agent: Agent, judge: Agent | None, played: Episodes, config: GRPOConfig) -> tuple[Batch, dict[str, float]]:
     """Advantages and weights of a batch, and what is to be logged of them."""
     scores = played.score.view(-1, config.samples)                                            # (prompts, G)
-    groups = chosen_groups(scores, config.count)
+    groups = chosen_groups(scores, share(config.count))
     members = torch.arange(config.samples, device=groups.device)
     rows = (groups[:, None] * config.samples + members).flatten()
     episodes = played.select(rows) if len(rows) < len(played.score) else played
@@ -93,28 +95,32 @@ def assess(agent: Agent, judge: Agent | None, played: Episodes, config: GRPOConf
     mask = episodes.mask
     if config.mask_unfinished:
         mask = mask & episodes.steps[-1].action.finished[:, None]
-    weights = token_weights(mask, config.average, config.longest)                             # (N, K)
-    seen = {"degenerate": float(degenerate(scores).float().mean()), "advantage_std": float(advantages.std())}
+    weights = token_weights(mask, config.average, config.longest)                             # (N, K) shares of this process
+    counted = int(mask.sum()) if config.average == "token" else len(mask)
+    weights = weights * (counted / max(total(counted), 1))                                    # shares of the whole batch
+    seen = {"degenerate": float(gathered(degenerate(scores)).float().mean()),
+            "advantage_std": float(gathered(advantages).std())}
     size, reference = config.micro_batch_size, None
     if judge is not None:
         reference = reference_logprobs(judge, episodes, size)
-        seen["kl"] = float(sequence_logprob(episodes.sampled - reference, episodes.mask).mean())
+        seen["kl"] = float(gathered(sequence_logprob(episodes.sampled - reference, episodes.mask)).mean())
     if not config.beta:  # an advantage of 0 has a gradient of 0: those answers need no forward pass
         live = (advantages[:, 0] != 0).nonzero()[:, 0]
         episodes, advantages, weights = episodes.select(live), advantages[live], weights[live]
         reference = None
     old = None
-    if config.epochs * config.minibatches > 1 and len(advantages):
-        old = torch.cat([part.logprobs(agent) for part in episodes.split(size)])
+    if config.epochs * config.minibatches > 1 and total(len(advantages)):
+        old = reference_logprobs(agent, episodes, size)
     return Batch(episodes, advantages, weights, old, reference), seen
 
 
 def gradient(agent: Agent, batch: Batch, rows: Tensor, config: GRPOConfig) -> dict[str, float]:
-    """Add up the gradient of one minibatch, the answers `rows` (n,) of the batch; returns its diagnostics."""
+    """Add up the gradient of one minibatch, the answers `rows` (n,) of the batch; returns its diagnostics, of several
+    processes its own share of each."""
     episodes = batch.episodes.select(rows) if len(rows) < len(batch.advantages) else batch.episodes
     weights = batch.weights[rows] * config.minibatches
     mask, seen = weights > 0, {"clipfrac": 0.0, "approx_kl": 0.0, "ratio_error": 0.0, "sampler_gap": 0.0}
-    count = mask.sum()
+    count = total(mask.sum())
 
     def loss_of(part: Episodes, picked: Tensor) -> Tensor:
         here, counted = rows[picked], mask[picked]                                            # (m,), (m, K)
@@ -140,28 +146,33 @@ def gradient(agent: Agent, batch: Batch, rows: Tensor, config: GRPOConfig) -> di
 
 
 def train(agent: Agent, environment: Environment, config: GRPOConfig = GRPOConfig(), *, reference: nn.Module | None = None,
-          watch: Callable[[int], dict] | None = None, label: str = "GRPO", seconds: float | None = None) -> list[dict]:
+          watch: Callable[[int], dict] | None = None, label: str = "GRPO", seconds: float | None = None,
+          checkpoint: Path | None = None) -> list[dict]:
     """Train `agent.model` in place; returns the history: one dict a step with `step`, `measures`, `degenerate` (share of the
     sampled groups whose scores are all equal), `advantage_std`, `kl` (nats an answer from the reference, if there is one),
     means over the updates of `loss` and `grad_norm`, of the last one `clipfrac` and `approx_kl` (nats a token), of the first
     one `ratio_error` (largest |ratio - 1|) and `sampler_gap` (the same of the sampling code), `updates`, and `lr`.
 
     The loss starts at about 0 and stays there: it is no measure of progress, `reward` is.
-    reference: the frozen start, see `rlhf.reference_agent`. watch: see `reinforce.Run`.
+    reference: the frozen start, see `rlhf.reference_agent`. watch, checkpoint: see `reinforce.Run`.
     A batch without a difference between answers changes nothing. Raises TrainingDiverged, with the weights of the last good
     step, when the loss is not finite; ValueError for a beta without a reference.
     """
     if config.beta and reference is None:
         raise ValueError(f"beta {config.beta} is the price of leaving a reference: give one, or beta=0")
     judge = None if reference is None else reference_agent(agent, reference)
-    optimizers, run = adam(agent.model), Run(config, watch, label, seconds)
+    optimizers = adam(agent.model)
+    run = Run(config, watch, label, seconds, [agent.model], optimizers, precision_of(agent), checkpoint)
     for step, lr in run:
-        seed = config.seed * 1_000_003 + step
-        played = play(agent, environment, count=config.count * config.oversample, samples=config.samples, seed=seed)
+        seed = own_seed(config.seed * 1_000_003 + step)
+        played = play(agent, environment, count=share(config.count) * config.oversample, samples=config.samples, seed=seed)
         batch, seen = assess(agent, judge, played, config)
         updates = []
-        for rows in orders(len(batch.advantages), config, seed) if len(batch.advantages) else ():
-            update = gradient(agent, batch, rows.to(batch.advantages.device), config)
+        for rows in orders(len(batch.advantages), config, seed) if total(len(batch.advantages)) else ():
+            rows = rows.to(batch.advantages.device)
+            update = within_memory(lambda size: gradient(agent, batch, rows, replace(config, micro_batch_size=size)),
+                                   config.micro_batch_size)
+            update = total(update) | {name: largest(update[name]) for name in ("ratio_error", "sampler_gap")}
             update["grad_norm"] = take_step(optimizers, lr, config.clip, update["loss"], f"step {step}")
             updates.append(update)
         means = {name: sum(u[name] for u in updates) / max(len(updates), 1) for name in ("loss", "grad_norm")}

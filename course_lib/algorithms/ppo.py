@@ -16,19 +16,21 @@ whitened rewards that keep their mean (whiten_rewards, off: it hides how large a
 which stands for the rejection of answers without a full stop. And these are not: answers of a fixed length, sampled past
 their end (wasted work: rows stop at their end); prompts that begin and end at a full stop (ours are whole questions);
 whitening per minibatch (the whole batch is the better estimate); a normalised reward model (the reward's own business);
-Adam's epsilon where TensorFlow has it (it matters in the first steps alone, which the warm-up makes small); another seed
-for each process (there is one process). Left out besides: an entropy bonus, discounts over wall time, parallel actors.
+Adam's epsilon where TensorFlow has it (it matters in the first steps alone, which the warm-up makes small). Each process has
+a seed of its own (`processes.own_seed`). Left out besides: an entropy bonus, discounts over wall time, parallel actors.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from course_lib.algorithms.reinforce import PolicyConfig, Run, accumulate, adam, measures
+from course_lib.algorithms.processes import gathered, largest, mine, own_seed, share, total, within_memory
+from course_lib.algorithms.reinforce import PolicyConfig, Run, accumulate, adam, measures, precision_of
 from course_lib.algorithms.rlhf import next_beta, reference_agent, reference_logprobs
 from course_lib.algorithms.training import take_step
 from course_lib.environments import Action, Agent, Environment, Episodes, play
@@ -90,26 +92,31 @@ def assess(agent: Agent, critic: Critic | None, judge: Agent | None, episodes: E
            ) -> tuple[Batch, dict[str, float]]:
     """Rewards, values and advantages of a batch, and what is to be logged of them."""
     mask, size = episodes.mask, config.micro_batch_size
-    old, values = (torch.cat(parts) for parts in zip(*(evaluate(agent, critic, part) for part in episodes.split(size))))
+    old, values = within_memory(lambda size: [
+        torch.cat(parts) for parts in zip(*(evaluate(agent, critic, part) for part in episodes.split(size)))], size)
     reference = old if judge is None else reference_logprobs(judge, episodes, size)
     rewards = token_rewards(episodes.rewards(config.missing_eos_penalty), old, reference, mask, beta)
+    all_mask = gathered(mask)  # statistics are of the episodes of all processes
     if config.whiten_rewards:
-        rewards = whiten(rewards, mask, shift_mean=False)
+        rewards = mine(whiten(gathered(rewards), all_mask, shift_mean=False), mask)
     advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-    seen = {"kl": float(sequence_logprob(old - reference, mask).mean()), "beta": beta,
-            "value": float(masked_mean(values, mask)), "return": float(masked_mean(returns, mask)),
-            "explained_variance": float(explained_variance(values, returns, mask)),
-            "advantage_std": float(masked_mean((advantages - masked_mean(advantages, mask)).square(), mask).sqrt()),
-            "sampler_gap": float(torch.where(mask, old - episodes.sampled, 0).abs().max())}
+    all_values, all_returns, all_advantages = gathered(values), gathered(returns), gathered(advantages)
+    away = all_advantages - masked_mean(all_advantages, all_mask)
+    seen = {"kl": float(gathered(sequence_logprob(old - reference, mask)).mean()), "beta": beta,
+            "value": float(masked_mean(all_values, all_mask)), "return": float(masked_mean(all_returns, all_mask)),
+            "explained_variance": float(explained_variance(all_values, all_returns, all_mask)),
+            "advantage_std": float(masked_mean(away.square(), all_mask).sqrt()),
+            "sampler_gap": largest(float(torch.where(mask, old - episodes.sampled, 0).abs().max()))}
     if config.whiten_advantages:
-        advantages = whiten(advantages, mask)
+        advantages = mine(whiten(all_advantages, all_mask), mask)
     return Batch(episodes, old, values, advantages, returns), seen
 
 
 def gradient(agent: Agent, critic: Critic | None, batch: Batch, rows: Tensor, config: PPOConfig) -> dict[str, float]:
-    """Add up the gradient of one minibatch, the episodes `rows` (n,) of the batch; returns its diagnostics."""
+    """Add up the gradient of one minibatch, the episodes `rows` (n,) of the batch; returns its diagnostics, of several
+    processes its own share of each."""
     episodes = batch.episodes.select(rows)
-    count, seen = episodes.mask.sum(), {}
+    count, seen = total(episodes.mask.sum()), {}
 
     def loss_of(part: Episodes, picked: Tensor) -> Tensor:
         here, mask = rows[picked], part.mask                                            # (m,), (m, K)
@@ -131,7 +138,7 @@ def gradient(agent: Agent, critic: Critic | None, batch: Batch, rows: Tensor, co
 
 def train(agent: Agent, environment: Environment, config: PPOConfig = PPOConfig(), *, reference: nn.Module | None = None,
           critic: Critic | None = None, watch: Callable[[int], dict] | None = None, label: str = "PPO",
-          seconds: float | None = None) -> list[dict]:
+          seconds: float | None = None, checkpoint: Path | None = None) -> list[dict]:
     """Train `agent.model` and `critic.model` in place; returns the history: one dict a step with `step`, `measures`, `lr`,
     before the update `kl` (nats an answer from the reference), `beta`, `value`, `return`, `explained_variance`,
     `advantage_std`, `sampler_gap` (largest |ln p| difference of sampling and training code) and `ratio_error` (largest
@@ -139,21 +146,26 @@ def train(agent: Agent, environment: Environment, config: PPOConfig = PPOConfig(
     `grad_norm` and `critic_grad_norm`, `clipfrac` and `approx_kl` (nats a token) of the last one, and `updates`.
 
     reference: the frozen start, see `rlhf.reference_agent`. critic: without one every value is 0, and lam must be 1.
-    watch: see `reinforce.Run`. An answer that was cut off counts as over: nothing is expected after it.
+    watch, checkpoint: see `reinforce.Run`. An answer that was cut off counts as over: nothing is expected after it.
     Raises TrainingDiverged, with the weights of the last good step, when the loss is not finite; ValueError for settings
     that contradict each other.
     """
     check(config, reference, critic)
-    judge, beta = None if reference is None else reference_agent(agent, reference), config.beta
+    judge = None if reference is None else reference_agent(agent, reference)
     actor, own = adam(agent.model), [] if critic is None else adam(critic.model)
-    run = Run(config, watch, label, seconds)
+    models = [agent.model] if critic is None else [agent.model, critic.model]
+    run = Run(config, watch, label, seconds, models, actor + own, precision_of(agent), checkpoint)
+    beta = run.kept.get("beta", config.beta)
     for step, lr in run:
-        seed = config.seed * 1_000_003 + step
-        episodes = play(agent, environment, count=config.count, samples=config.samples, seed=seed)
+        seed = own_seed(config.seed * 1_000_003 + step)
+        episodes = play(agent, environment, count=share(config.count), samples=config.samples, seed=seed)
         batch, seen = assess(agent, critic, judge, episodes, beta, config)
         updates = []
         for rows in orders(len(batch.old), config, seed):
-            update = gradient(agent, critic, batch, rows.to(batch.old.device), config)
+            rows = rows.to(batch.old.device)
+            update = within_memory(lambda size: gradient(agent, critic, batch, rows, replace(config, micro_batch_size=size)),
+                                   config.micro_batch_size)
+            update = total(update) | {"ratio_error": largest(update["ratio_error"])}
             update["grad_norm"] = take_step(actor, lr, config.clip, update["loss"], f"step {step}")
             if own:
                 critic_lr = lr * config.critic_lr / config.lr
@@ -165,16 +177,19 @@ def train(agent: Agent, environment: Environment, config: PPOConfig = PPOConfig(
         last = {name: updates[-1][name] for name in ("clipfrac", "approx_kl")}
         run.log(measures(episodes), **seen, **means | last | {"ratio_error": updates[0]["ratio_error"]},
                 updates=len(updates), lr=lr)
-        beta = next_beta(beta, seen["kl"], config)
+        run.kept["beta"] = beta = next_beta(beta, seen["kl"], config)
     return run.history
 
 
 def orders(episodes: int, config: PPOConfig, seed: int) -> list[Tensor]:
     """The rows of every minibatch of every epoch, each epoch shuffled anew: (n,) each. Sorted, so that the samples of a
-    prompt stand side by side and it is read once for all of them."""
+    prompt stand side by side and it is read once for all of them. All processes have equally many minibatches, some of which
+    are empty where one has few episodes."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = [torch.randperm(episodes, generator=generator) for _ in range(config.epochs)]
-    return [rows.sort().values for order in shuffled for rows in order.chunk(config.minibatches)]
+    parts = [order.chunk(config.minibatches) for order in shuffled]
+    empty, most = torch.zeros(0, dtype=torch.long), int(largest(len(parts[0])))
+    return [rows.sort().values for part in parts for rows in (*part, *[empty] * (most - len(part)))]
 
 
 def check(config: PPOConfig, reference: nn.Module | None, critic: Critic | None) -> None:

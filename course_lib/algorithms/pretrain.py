@@ -1,8 +1,8 @@
 """Pre-training: random weights, unlabeled text, one next token at a time.
 
 The input is also the target: the model reads x_1..x_t and is asked for x_{t+1}, at every t at once. What a full-scale run
-has and this file leaves out: many devices, streaming from disk, attention masks between the documents of a row (the model
-learns that BOS starts afresh).
+has and this file leaves out: streaming from disk, attention masks between the documents of a row (the model learns that BOS
+starts afresh).
 """
 
 from collections.abc import Callable, Sequence

@@ -8,14 +8,15 @@ Left out: discounting and reward-to-go (a score is one number an episode), sever
 (that is RLHF).
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from course_lib.algorithms.training import take_step
+from course_lib.algorithms.processes import backward, begin, gathered, own_seed, share, total, track, within_memory
+from course_lib.algorithms.training import drop_checkpoint, resume, save_checkpoint, take_step
 from course_lib.environments import Agent, Environment, Episodes, play
 from course_lib.objectives import leave_one_out, policy_gradient_loss, sequence_logprob
 from course_lib.progress import Progress
@@ -37,6 +38,7 @@ class PolicyConfig:
     clip: float = 1.0              # largest gradient norm
     seed: int = 0                  # of the episodes
     evaluations: int = 0           # how often `watch` is called, besides the start
+    checkpoint_every: int = 20     # steps, where the run saves itself
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,17 @@ class ReinforceConfig(PolicyConfig):
 class Baseline:
     """b_i for each episode. "none": 0. "constant": a number. "running": a moving mean of earlier batches' scores. "batch":
     the batch's mean (it holds the episode's own score, which shrinks the gradient by 1/n). "rloo": the mean of the other
-    episodes from the same start state. "learned": a linear function of the state's features, fitted to earlier batches."""
+    episodes from the same start state. "learned": a linear function of the state's features, fitted to earlier batches.
 
-    def __init__(self, config: ReinforceConfig):
+    kept: where it keeps what it knows of earlier batches, see `Run`.
+    """
+
+    def __init__(self, config: ReinforceConfig, kept: dict | None = None):
         if config.baseline not in BASELINES:
             raise ValueError(f"baseline is one of {', '.join(BASELINES)}, not {config.baseline!r}")
-        self.config, self.mean, self.seen = config, 0.0, deque(maxlen=20)
+        self.config, self.kept = config, {} if kept is None else kept
+        self.kept.setdefault("seen", [])    # "learned": features and scores of earlier batches
+        self.kept.setdefault("mean", None)  # "running"
 
     def __call__(self, agent: Agent, episodes: Episodes) -> Tensor:
         """(N,). Raises ValueError when leave-one-out has a single sample."""
@@ -65,21 +72,25 @@ class Baseline:
             first = episodes.steps[0]
             features = agent.features(first.states).to(score)
             features = torch.cat([features, torch.ones_like(features[:, :1])], 1)  # (N, D + 1)
-            baseline = features @ self._weights() if self.seen else torch.zeros_like(score)
-            self.seen.append((features, score))
+            baseline = features @ self._weights(score) if self.kept["seen"] else torch.zeros_like(score)
+            self.kept["seen"] = [*self.kept["seen"], (gathered(features), gathered(score))][-20:]
             return baseline
-        value = {"none": 0.0, "constant": self.config.constant, "running": self.mean, "batch": float(score.mean())}[kind]
-        first_batch = kind == "running" and not self.seen
-        self.seen.append(None)
-        keep = 0.0 if first_batch else self.config.momentum
-        self.mean = keep * self.mean + (1 - keep) * float(score.mean())
+        mean, before = float(gathered(score).mean()), self.kept["mean"]
+        value = {"none": 0.0, "constant": self.config.constant, "running": before or 0.0, "batch": mean}[kind]
+        keep = 0.0 if before is None else self.config.momentum
+        self.kept["mean"] = keep * (before or 0.0) + (1 - keep) * mean
         return torch.full_like(score, value)
 
-    def _weights(self) -> Tensor:
+    def _weights(self, like: Tensor) -> Tensor:
         """Ridge regression of the scores of earlier batches on their features: (D + 1,)."""
-        x, y = (torch.cat(parts) for parts in zip(*self.seen))
+        x, y = (torch.cat([torch.as_tensor(part).to(like) for part in parts]) for parts in zip(*self.kept["seen"]))
         ridge = 1e-2 * x.square().sum() / x.shape[1] * torch.eye(x.shape[1], device=x.device, dtype=x.dtype)
         return torch.linalg.solve(x.T @ x + ridge, x.T @ y)
+
+
+def precision_of(agent: Agent) -> str:
+    """In which the agent computes; one that does not say so does it in float32."""
+    return getattr(agent, "precision", "fp32")
 
 
 def adam(*models: nn.Module) -> list[torch.optim.Optimizer]:
@@ -100,10 +111,11 @@ def measures(episodes: Episodes) -> dict[str, float]:
     reward: mean score; reward_std; entropy: of an episode in nats, -ln p of what was sampled, on average; length: choices
     in an episode; finished: share of answers that the model ended itself (language models only).
     """
-    score, mask, last = episodes.score, episodes.mask, episodes.steps[-1].action
+    score, mask, last = gathered(episodes.score), episodes.mask, episodes.steps[-1].action
     entry = {"reward": float(score.mean()), "reward_std": float(score.std()) if len(score) > 1 else 0.0,
-             "entropy": float(-sequence_logprob(episodes.sampled, mask).mean()), "length": float(mask.sum(1).float().mean())}
-    return entry | ({"finished": float(last.finished.float().mean())} if hasattr(last, "finished") else {})
+             "entropy": float(-gathered(sequence_logprob(episodes.sampled, mask)).mean()),
+             "length": float(gathered(mask.sum(1)).float().mean())}
+    return entry | ({"finished": float(gathered(last.finished).float().mean())} if hasattr(last, "finished") else {})
 
 
 class Run:
@@ -114,26 +126,40 @@ class Run:
             run.log(measures(episodes), loss=loss)
         return run.history
 
+    models, optimizers: what is trained, and by what. precision: see `processes.begin`.
     watch: called with the step before the first one, `evaluations` times on the way, and at the end; what it returns joins
         the history.
+    checkpoint: a folder that all processes see; the run saves itself there and, called again after a kill, goes on to the
+        same history. `kept` holds what an algorithm wants to be saved besides. A finished run removes the folder.
     """
 
-    def __init__(self, config: PolicyConfig, watch: Callable[[int], dict] | None, label: str, seconds: float | None):
-        self.config, self.watch, self.label, self.seconds = config, watch, label, seconds
+    def __init__(self, config: PolicyConfig, watch: Callable[[int], dict] | None, label: str, seconds: float | None,
+                 models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer], precision: str = "auto",
+                 checkpoint: Path | None = None):
+        self.config, self.watch, self.label, self.seconds, self.checkpoint = config, watch, label, seconds, checkpoint
         looks = range(config.evaluations + 1) if watch else ()
         self.looks = {round(i * config.steps / max(config.evaluations, 1)) for i in looks}
-        self.history: list[dict] = []
+        self.models, self.optimizers = nn.ModuleList(models), optimizers
+        begin(optimizers, precision)
+        state = resume(checkpoint, self.models, optimizers, config)
+        self.done, self.history, self.kept = state.get("step", 0), state.get("history", []), state.get("kept", {})
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
-        """(step, learning rate) of each step, from 0."""
-        if 0 in self.looks:
+        """(step, learning rate) of each step, from 0, or from where a killed run had come to."""
+        if 0 in self.looks and not self.done:
             self.history.append({"step": 0} | self.watch(0))
         with Progress(self.label, total=self.config.steps, seconds=self.seconds) as progress:
-            for step in range(self.config.steps):
+            progress.update(self.done)
+            for step in range(self.done, self.config.steps):
                 yield step, learning_rate(step, self.config)
                 if step + 1 in self.looks:
                     self.history[-1] |= self.watch(step + 1)
+                track(self.history[-1])
+                if self.checkpoint and (step + 1) % self.config.checkpoint_every == 0:
+                    save_checkpoint(self.checkpoint, self.models, self.optimizers, {
+                        "config": repr(self.config), "step": step + 1, "history": self.history, "kept": self.kept})
                 progress.update(reward=self.history[-1]["reward"])
+        drop_checkpoint(self.checkpoint)
 
     def log(self, measured: dict[str, float], **more: float) -> None:
         """The history's entry of the step that is under way."""
@@ -142,36 +168,43 @@ class Run:
 
 
 def accumulate(loss: Callable[[Episodes, Tensor], Tensor], episodes: Episodes, size: int) -> float:
-    """Add up the gradient of a batch, at most `size` episodes in a forward pass; returns the whole batch's loss.
+    """Add up the gradient of a batch, at most `size` episodes in a forward pass; returns the batch's loss, of several
+    processes its own part.
 
     loss: called with a part and its row numbers (n,); it divides by the whole batch's number of episodes, so that the
         parts sum to the batch's loss.
     """
-    rows, total = torch.arange(len(episodes.score), device=episodes.score.device), 0.0
+    rows, added = torch.arange(len(episodes.score), device=episodes.score.device), 0.0
     for part, picked in zip(episodes.split(size), rows.split(size)):
-        value = loss(part, picked)
-        value.backward()
-        total += float(value.detach())
-    return total
+        if len(picked):  # a process may have none
+            value = loss(part, picked)
+            backward(value)
+            added += float(value.detach())
+    return added
 
 
 def train(agent: Agent, environment: Environment, config: ReinforceConfig = ReinforceConfig(), *,
-          watch: Callable[[int], dict] | None = None, label: str = "REINFORCE", seconds: float | None = None) -> list[dict]:
+          watch: Callable[[int], dict] | None = None, label: str = "REINFORCE", seconds: float | None = None,
+          checkpoint: Path | None = None) -> list[dict]:
     """Train `agent.model` in place; returns the history: one dict a step with `step`, `measures`, `advantage_std`, `loss`,
-    `grad_norm` and `lr`. watch: see `Run`.
+    `grad_norm` and `lr`. watch, checkpoint: see `Run`.
 
     Raises TrainingDiverged, with the weights of the last good step, when the loss is not finite.
     """
-    optimizers, baseline, run = adam(agent.model), Baseline(config), Run(config, watch, label, seconds)
+    optimizers = adam(agent.model)
+    run = Run(config, watch, label, seconds, [agent.model], optimizers, precision_of(agent), checkpoint)
+    baseline = Baseline(config, run.kept)
     for step, lr in run:
-        episodes = play(agent, environment, count=config.count, samples=config.samples,
-                        seed=config.seed * 1_000_003 + step)
+        episodes = play(agent, environment, count=share(config.count), samples=config.samples,
+                        seed=own_seed(config.seed * 1_000_003 + step))
         advantages = episodes.score - baseline(agent, episodes)
+        count = total(len(advantages))
 
         def loss_of(part: Episodes, rows: Tensor) -> Tensor:
-            return policy_gradient_loss(part.logprobs(agent), part.mask, advantages[rows], len(advantages))
+            return policy_gradient_loss(part.logprobs(agent), part.mask, advantages[rows], count)
 
-        loss = accumulate(loss_of, episodes, config.micro_batch_size)
+        loss = total(within_memory(lambda size: accumulate(loss_of, episodes, size), config.micro_batch_size))
         norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
-        run.log(measures(episodes), advantage_std=float(advantages.std(correction=0)), loss=loss, grad_norm=norm, lr=lr)
+        run.log(measures(episodes), advantage_std=float(gathered(advantages).std(correction=0)), loss=loss, grad_norm=norm,
+                lr=lr)
     return run.history

@@ -4,18 +4,21 @@
 
 A comparison of K answers is one row of a batch: each answer is read once and all its pairs are trained on in the same step
 (Ouyang et al. 2022, equation 1), for pairs that share answers are no independent data. Left out: a language-model loss
-beside it, many devices.
+beside it.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from course_lib.algorithms.training import make_optimizers, take_step, warmup_cosine
+from course_lib.algorithms.processes import backward, begin, record, share, total, within_memory
+from course_lib.algorithms.training import (drop_checkpoint, make_optimizers, resume, save_checkpoint, take_step,
+                                            warmup_cosine)
 from course_lib.lm.device import autocast
 from course_lib.lm.reward_head import RewardModel, Scored, encode_answer
 from course_lib.objectives import bradley_terry, expected_calibration_error, plackett_luce
@@ -40,6 +43,7 @@ class RewardConfig:
     max_length: int = 256          # tokens of a prompt with its answer
     seed: int = 0                  # of the order of the data
     log_every: int = 10            # steps between two entries of the history
+    checkpoint_every: int = 100    # steps, where the run saves itself
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,17 @@ def loss_sum(model: RewardModel, rows: Sequence[Row], config: RewardConfig) -> t
     return total, right, len(pairs)
 
 
+def accumulate(model: RewardModel, batch: Sequence[Row], most: int, config: RewardConfig) -> tuple[float, int, int]:
+    """Add up the gradient of the batch's mean loss, at most `most` rows in a forward pass; this process's share of the loss,
+    of the pairs ordered right, and of the pairs. It divides by the whole batch's rows, not by the part's."""
+    own, loss, right, pairs = share(batch), 0.0, 0, 0
+    for start in range(0, len(own), most):
+        added, r, p = loss_sum(model, own[start : start + most], config)
+        backward(added / len(batch))
+        loss, right, pairs = loss + float(added.detach()) / len(batch), right + r, pairs + p
+    return loss, right, pairs
+
+
 def batches(rows: Sequence[Row], batch_size: int, seed: int) -> list[list[Row]]:
     """Shuffled batches of rows of similar length, so that little is padded: see `sft.bucketed`."""
     generator = torch.Generator().manual_seed(seed)
@@ -119,12 +134,13 @@ def batches(rows: Sequence[Row], batch_size: int, seed: int) -> list[list[Row]]:
 
 def train(model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[dict],
           config: RewardConfig = RewardConfig(), *, watch: Callable[[int], dict] | None = None, evaluations: int = 0,
-          label: str = "reward model", seconds: float | None = None) -> list[dict]:
+          label: str = "reward model", seconds: float | None = None, checkpoint: Path | None = None) -> list[dict]:
     """Train `model` in place on rows as in `encode`; returns the history: dicts with `step`, `loss` (nats per row),
     `accuracy` (of the batch's own pairs), `lr` and `grad_norm`.
 
     watch: called with the step before the first one, `evaluations` times on the way, and at the end; what it returns joins
         the history.
+    checkpoint: as in `training.fit`.
     Raises TrainingDiverged when the loss is not finite, ValueError for no data.
     """
     if config.loss not in LOSSES:
@@ -135,28 +151,33 @@ def train(model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Sequence
     if config.loss == "regression" and not all(row.scores for row in rows):
         raise ValueError("regression needs `scores` in every row")
     order = [b for epoch in range(config.epochs) for b in batches(rows, config.batch_size, config.seed * 1000 + epoch)]
-    optimizers, steps, history = make_optimizers(model.train(), config.lr, weight_decay=config.weight_decay), len(order), []
+    optimizers, steps = make_optimizers(model.train(), config.lr, weight_decay=config.weight_decay), len(order)
+    begin(optimizers, config.precision)
+    state = resume(checkpoint, model, optimizers, config)
+    done, history = state.get("step", 0), state.get("history", [])
     look = {round(i * steps / max(evaluations, 1)) for i in range(evaluations + 1)} if watch else set()
     try:
         with Progress(label, total=steps, seconds=seconds) as progress:
-            for step, batch in enumerate(order):
+            progress.update(done)
+            for step, batch in enumerate(order[done:], done):
                 if step == 0 in look:
-                    history.append({"step": 0} | watch(0))
-                loss, right, pairs = 0.0, 0, 0
-                for start in range(0, len(batch), config.micro_batch_size):
-                    total, r, p = loss_sum(model, batch[start : start + config.micro_batch_size], config)
-                    (total / len(batch)).backward()  # by the whole batch's rows, not the part's
-                    loss, right, pairs = loss + float(total.detach()) / len(batch), right + r, pairs + p
+                    record(history, {"step": 0} | watch(0))
+                parts = within_memory(lambda rows: accumulate(model, batch, rows, config), config.micro_batch_size)
+                loss, right, pairs = total(parts[0]), total(parts[1]), total(parts[2])
                 lr = config.lr * warmup_cosine(step, steps, max(round(config.warmup * steps), 1))
                 norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
                 entry = {"step": step + 1, "loss": loss, "accuracy": right / max(pairs, 1), "lr": lr, "grad_norm": norm}
                 if step + 1 in look:
-                    history.append(entry | watch(step + 1))
+                    record(history, entry | watch(step + 1))
                 elif step % config.log_every == 0 or step + 1 == steps:
-                    history.append(entry)
+                    record(history, entry)
+                if checkpoint and (step + 1) % config.checkpoint_every == 0:
+                    save_checkpoint(checkpoint, model, optimizers, {
+                        "config": repr(config), "step": step + 1, "history": history})
                 progress.update(loss=loss)
     finally:
         model.eval()
+    drop_checkpoint(checkpoint)
     return history
 
 

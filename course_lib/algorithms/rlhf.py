@@ -10,11 +10,13 @@ Left out: several updates a batch (that is PPO), a penalty credited to single to
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from course_lib.algorithms.reinforce import Baseline, ReinforceConfig, Run, accumulate, adam, measures
+from course_lib.algorithms.processes import gathered, own_seed, share, total, within_memory
+from course_lib.algorithms.reinforce import Baseline, ReinforceConfig, Run, accumulate, adam, measures, precision_of
 from course_lib.algorithms.training import take_step
 from course_lib.environments import Agent, Environment, Episodes, play
 from course_lib.objectives import k1, kl_loss, kl_penalised, policy_gradient_loss, sequence_logprob
@@ -65,7 +67,7 @@ def reference_agent(agent: Agent, reference: nn.Module) -> Agent:
 @torch.no_grad()
 def reference_logprobs(judge: Agent, episodes: Episodes, size: int) -> Tensor:
     """ln p_PT of each choice: (N, K), at most `size` episodes in a forward pass."""
-    return torch.cat([part.logprobs(judge) for part in episodes.split(size)])
+    return within_memory(lambda size: torch.cat([part.logprobs(judge) for part in episodes.split(size)]), size)
 
 
 def next_beta(beta: float, kl: float, config: RLHFConfig) -> float:
@@ -77,34 +79,38 @@ def next_beta(beta: float, kl: float, config: RLHFConfig) -> float:
 
 
 def train(agent: Agent, environment: Environment, config: RLHFConfig = RLHFConfig(), *, reference: nn.Module,
-          watch: Callable[[int], dict] | None = None, label: str = "RLHF", seconds: float | None = None) -> list[dict]:
+          watch: Callable[[int], dict] | None = None, label: str = "RLHF", seconds: float | None = None,
+          checkpoint: Path | None = None) -> list[dict]:
     """Train `agent.model` in place; returns the history: what REINFORCE's has, and `kl` (nats an answer, k1 on the batch
-    before its update), `beta`, and `penalised`, the mean reward less the KL's price; `reward` is without it. watch: see `Run`.
+    before its update), `beta`, and `penalised`, the mean reward less the KL's price; `reward` is without it. watch,
+    checkpoint: see `Run`.
 
     reference: the model to stay near, usually `frozen(agent.model)`; see `reference_agent` for what it must be.
     Raises TrainingDiverged, with the weights of the last good step, when the loss is not finite.
     """
-    judge, beta = reference_agent(agent, reference), config.beta
-    optimizers, baseline, run = adam(agent.model), Baseline(config), Run(config, watch, label, seconds)
+    judge, optimizers = reference_agent(agent, reference), adam(agent.model)
+    run = Run(config, watch, label, seconds, [agent.model], optimizers, precision_of(agent), checkpoint)
+    baseline, beta = Baseline(config, run.kept), run.kept.get("beta", config.beta)
     for step, lr in run:
-        episodes = play(agent, environment, count=config.count, samples=config.samples,
-                        seed=config.seed * 1_000_003 + step)
+        episodes = play(agent, environment, count=share(config.count), samples=config.samples,
+                        seed=own_seed(config.seed * 1_000_003 + step))
         logref = reference_logprobs(judge, episodes, config.micro_batch_size)             # (N, K)
-        kl = float(sequence_logprob(k1(episodes.sampled, logref), episodes.mask).mean())
+        kl = float(gathered(sequence_logprob(k1(episodes.sampled, logref), episodes.mask)).mean())
         in_reward = beta if config.penalty == "reward" else 0.0
         paid = replace(episodes, score=kl_penalised(episodes.score, episodes.sampled, logref, episodes.mask, in_reward))
         advantages = paid.score - baseline(agent, paid)                                   # (N,)
+        count = total(len(advantages))
 
         def loss_of(part: Episodes, rows: Tensor) -> Tensor:
             logprobs = part.logprobs(agent)                                               # (n, K)
-            loss = policy_gradient_loss(logprobs, part.mask, advantages[rows], len(advantages))
+            loss = policy_gradient_loss(logprobs, part.mask, advantages[rows], count)
             if config.penalty != "reward":
-                loss = loss + beta * kl_loss(logprobs, logref[rows], part.mask, config.penalty, len(advantages))
+                loss = loss + beta * kl_loss(logprobs, logref[rows], part.mask, config.penalty, count)
             return loss
 
-        loss = accumulate(loss_of, episodes, config.micro_batch_size)
+        loss = total(within_memory(lambda size: accumulate(loss_of, episodes, size), config.micro_batch_size))
         norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
-        run.log(measures(episodes), kl=kl, beta=beta, penalised=float(episodes.score.mean()) - beta * kl,
-                advantage_std=float(advantages.std()), loss=loss, grad_norm=norm, lr=lr)
-        beta = next_beta(beta, kl, config)
+        run.log(measures(episodes), kl=kl, beta=beta, penalised=float(gathered(episodes.score).mean()) - beta * kl,
+                advantage_std=float(gathered(advantages).std()), loss=loss, grad_norm=norm, lr=lr)
+        run.kept["beta"] = beta = next_beta(beta, kl, config)
     return run.history

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the loss of pre-training on question/answer pairs, counted on the answer alone.
 
-What a full-scale run has and this file leaves out: packing of conversations, many devices, adapters instead of all weights.
+What a full-scale run has and this file leaves out: packing of conversations.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms.training import Batch, TrainConfig, fit, pad_right
+from course_lib.lm import chat
 
 Conversation = list[dict]  # [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]
 
@@ -37,15 +38,14 @@ def qa(question: str, answer: str) -> Conversation:
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], max_length: int = 256
                 ) -> list[Example]:
-    """Conversations through the tokenizer's chat template, with the mask of what the assistant wrote.
+    """Conversations through the tokenizer's chat template, with the mask of what the assistant wrote, see `lm.chat`.
 
     Raises ValueError, naming the conversation, when it has no assistant tokens or is longer than `max_length`: nothing is
     cut silently.
     """
     examples = []
     for i, conversation in enumerate(conversations):
-        coded = tokenizer.apply_chat_template(conversation, return_dict=True, return_assistant_tokens_mask=True)
-        ids, mask = coded["input_ids"], [bool(m) for m in coded["assistant_masks"]]
+        ids, mask = chat.encode(tokenizer, conversation)
         if not any(mask):
             raise ValueError(f"conversation {i} has no assistant tokens to learn from: {conversation!r} (does the chat "
                              "template mark them with {% generation %}?)")

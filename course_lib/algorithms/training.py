@@ -7,7 +7,7 @@ which tokens count.
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from course_lib.algorithms.processes import (backward, begin, parameters_of, rank, record, restore_scale, scale_state,
+                                             share, sum_gradients, total, unscale, wait, within_memory)
 from course_lib.files import load_json, save_json
 from course_lib.lm.device import autocast
 from course_lib.objectives import shift, token_losses
@@ -65,9 +67,12 @@ def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_
 def take_step(optimizers: Sequence[torch.optim.Optimizer], lr: float, clip: float, loss: float, where: str) -> float:
     """Clip the gradient's norm to `clip`, take the step at `lr`, clear the gradient; returns the norm before clipping.
 
-    Raises TrainingDiverged, with the weights untouched, when the loss or the gradient is not finite.
+    The gradient is the sum over all processes. In half precision one that overflows by the loss's scale is no step, and 0 is
+    returned. Raises TrainingDiverged, with the weights untouched, when the loss or the gradient is not finite.
     """
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizers)
+    sum_gradients(parameters)
+    scaled = unscale(optimizers)
     norm = float(nn.utils.clip_grad_norm_(parameters, clip))
     healthy = math.isfinite(loss) and math.isfinite(norm)
     for optimizer in optimizers:
@@ -76,24 +81,34 @@ def take_step(optimizers: Sequence[torch.optim.Optimizer], lr: float, clip: floa
         if healthy:
             optimizer.step()
         optimizer.zero_grad()
+    if not healthy and scaled and math.isfinite(loss):
+        return 0.0
     if not healthy:
         raise TrainingDiverged(f"{where}: loss {loss}, gradient norm {norm}. Lower the learning rate or check the data")
     return norm
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: dict) -> None:
-    """Write weights, optimizer states and `state` (JSON) to `folder`, replacing the one there only when all is on disk.
+    """Write trained weights, optimizer states and `state` (JSON) to `folder`, replacing the one there only when all is on
+    disk. Of several processes the first one writes, and all go on when it has.
 
     `state` says where the run stands: step, history, config. It is written as `state.json`.
     """
-    folder = Path(folder)
+    scale = scale_state()
+    if rank() == 0:
+        _write_checkpoint(Path(folder), model, optimizers, state | scale)
+    wait()
+
+
+def _write_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: dict) -> None:
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
     moments = {f"{n}.{i}.{k}": v.contiguous() for n, o in enumerate(optimizers)
                for i, s in o.state_dict()["state"].items() for k, v in s.items()}
-    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, new / "weights.safetensors")
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(weights, new / "weights.safetensors")
     save_file(moments, new / "optimizers.safetensors")
     save_json(new / "state.json", state)
     if folder.exists():
@@ -115,14 +130,30 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.o
     weights = load_file(folder / "weights.safetensors")
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(weights[name])
+            if p.requires_grad:
+                p.copy_(weights[name])
     moments: list[dict[int, dict]] = [{} for _ in optimizers]
     for key, value in load_file(folder / "optimizers.safetensors").items():
         n, i, name = key.split(".", 2)
         moments[int(n)].setdefault(int(i), {})[name] = value
     for optimizer, state in zip(optimizers, moments):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return load_json(folder / "state.json")
+    return restore_scale(load_json(folder / "state.json"))
+
+
+def resume(folder: Path | None, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], config) -> dict:
+    """`load_checkpoint`, {} where there is nothing to go on from. Raises ValueError for the checkpoint of another config."""
+    state = load_checkpoint(folder, model, optimizers) if folder else None
+    if state and state["config"] != repr(config):
+        raise ValueError(f"the checkpoint in {folder} belongs to another config: delete it or use its config")
+    return state or {}
+
+
+def drop_checkpoint(folder: Path | None) -> None:
+    """Of a run that is over."""
+    wait()
+    if folder and rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---- the next-token loop ---------------------------------------------------------------------------------------------
@@ -170,14 +201,27 @@ def loss_sum(model: PreTrainedModel, ids: Tensor, mask: Tensor, precision: str =
 
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], precision: str = "auto") -> float:
-    """Loss in nats per counted token over all batches."""
-    total, count = 0.0, 0
-    for ids, mask in batches:
-        total += float(loss_sum(model, ids.to(model.device), mask.to(model.device), precision))
+    """Loss in nats per counted token over all batches, which are dealt out to the processes."""
+    loss, count = 0.0, 0
+    for ids, mask in share(batches):
+        loss += float(loss_sum(model, ids.to(model.device), mask.to(model.device), precision))
         count += int(mask[:, 1:].sum())
+    loss, count = total(loss), total(count)
     if not count:
         raise ValueError("no token counts in these batches: nothing to evaluate")
-    return total / count
+    return loss / count
+
+
+def accumulate(model: PreTrainedModel, ids: Tensor, mask: Tensor, rows: int, precision: str) -> float:
+    """Add up the gradient of a batch's mean loss, at most `rows` rows in a forward pass; returns this process's share of the
+    loss. It divides by the whole batch's count of tokens, not by the part's."""
+    loss, count = 0.0, mask[:, 1:].sum()
+    for i, m in zip(share(ids).split(rows), share(mask).split(rows)):
+        if len(i):  # a batch may have fewer rows than there are processes
+            part = loss_sum(model, i, m, precision) / count
+            backward(part)
+            loss += float(part.detach())
+    return loss
 
 
 def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: TrainConfig, *, label: str,
@@ -187,8 +231,8 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
 
     epoch: the batches of the e-th pass, in order; the same call must give the same batches.
     held_out: batches whose loss is measured before the first step, on the way, and at the end.
-    checkpoint: a folder; the run saves itself there and, called again after a kill, goes on to the same weights, bit by
-        bit. A finished run removes it.
+    checkpoint: a folder that all processes see; the run saves itself there and, called again after a kill, goes on to the
+        same weights, bit by bit. A finished run removes it.
     watch: called with the step whenever the held-out loss is due; the dict it returns joins the history.
     History: dicts with `step`, `tokens` and some of `loss` (nats per token), `lr`, `grad_norm`, `held_out`.
     Raises TrainingDiverged when the loss is not finite any more, ValueError for data with nothing to learn.
@@ -200,10 +244,9 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
                          f"{label}: no data")
     look = {round(i * steps / config.evaluations) for i in range(config.evaluations + 1)}
     optimizers = make_optimizers(model, config.lr, kind=config.optimizer, weight_decay=config.weight_decay)
-    state = load_checkpoint(checkpoint, model, optimizers) if checkpoint else None
-    if state and state["config"] != asdict(config):
-        raise ValueError(f"the checkpoint in {checkpoint} belongs to another config: delete it or use its config")
-    done, tokens, history = (state["step"], state["tokens"], state["history"]) if state else (0, 0, [])
+    begin(optimizers, config.precision)
+    state = resume(checkpoint, model, optimizers, config)
+    done, tokens, history = state.get("step", 0), state.get("tokens", 0), state.get("history", [])
 
     def measure(step: int) -> None:
         if step in look and (held_out or watch):
@@ -211,7 +254,7 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
             entry = {"step": step, "tokens": tokens}
             if held_out:
                 entry["held_out"] = mean_loss(model, held_out, config.precision)
-            history.append(entry | (watch(step) if watch else {}))
+            record(history, entry | (watch(step) if watch else {}))
             model.train()
 
     model.train()
@@ -224,27 +267,22 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
                 if step == done or step % len(first_epoch) == 0:
                     current = epoch(step // len(first_epoch))
                 ids, mask = (t.to(model.device) for t in current[step % len(first_epoch)])
-                count = mask[:, 1:].sum()
-                loss = 0.0
-                for i, m in zip(ids.split(config.micro_batch_size), mask.split(config.micro_batch_size)):
-                    part = loss_sum(model, i, m, config.precision) / count  # the whole batch's count, not the part's
-                    part.backward()
-                    loss += float(part.detach())
+                loss = total(within_memory(lambda rows: accumulate(model, ids, mask, rows, config.precision),
+                                           config.micro_batch_size))
                 lr = config.lr * warmup_cosine(step, steps, max(round(config.warmup * steps), 1))
                 norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
-                tokens += int(count)
+                tokens += int(mask[:, 1:].sum())
                 if step % config.log_every == 0 or step + 1 == steps:
-                    history.append({"step": step + 1, "tokens": tokens, "loss": loss, "lr": lr, "grad_norm": norm})
+                    record(history, {"step": step + 1, "tokens": tokens, "loss": loss, "lr": lr, "grad_norm": norm})
                 measure(step + 1)
                 if checkpoint and (step + 1) % config.checkpoint_every == 0:
                     save_checkpoint(checkpoint, model, optimizers, {
-                        "config": asdict(config), "step": step + 1, "tokens": tokens, "history": history})
+                        "config": repr(config), "step": step + 1, "tokens": tokens, "history": history})
                 progress.update(loss=loss)
     except TrainingDiverged as error:
         kept = f"; the last good checkpoint is in {checkpoint}" if checkpoint and Path(checkpoint).exists() else ""
         raise TrainingDiverged(f"{error}{kept}") from None
     finally:
         model.eval()
-    if checkpoint:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    drop_checkpoint(checkpoint)
     return history

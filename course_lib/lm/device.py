@@ -39,8 +39,13 @@ def bf16_pays(device_type: str) -> bool:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
-    """Context in which matrix products run in `precision`: "fp32", "bf16", or "auto" (bf16 where it pays)."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"precision is 'auto', 'fp32' or 'bf16', not {precision!r}")
-    use = precision == "bf16" or precision == "auto" and bf16_pays(device.type)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use)
+    """Context in which matrix products run in `precision`: "fp32", "bf16", "fp16", or "auto" (bf16 where it pays).
+
+    fp16 is for devices without bf16, such as a T4; training loops scale the loss then, see `algorithms.processes`.
+    """
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise ValueError(f"precision is 'auto', 'fp32', 'bf16' or 'fp16', not {precision!r}")
+    if precision == "auto":
+        precision = "bf16" if bf16_pays(device.type) else "fp32"
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, enabled=precision != "fp32")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from course_lib.lm.device import autocast
-from course_lib.lm.logprobs import accepted, eval_mode, position_ids
+from course_lib.lm.logprobs import accepted, eval_mode, position_ids, recomputed
 from course_lib.lm.sampling import Rollouts
 
 
@@ -29,7 +29,7 @@ def completion_hidden(trunk: nn.Module, rollouts: Rollouts) -> Tensor:
     first, prompt = rollouts.prompts()                                   # (B,), (N,)
     width, real = rollouts.prompt_ids.shape[1], rollouts.completion_mask
     with eval_mode(trunk):
-        if len(first) == len(prompt):
+        if len(first) == len(prompt) or recomputed(trunk):
             ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids[:, :-1]], 1)  # (N, P+T-1)
             mask = torch.cat([rollouts.prompt_mask, real[:, :-1]], 1)
             return _hidden(trunk, ids, mask).last_hidden_state[:, width - 1 :]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 if TYPE_CHECKING:
     from course_lib.lm.sampling import Rollouts
@@ -21,14 +22,38 @@ if TYPE_CHECKING:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside the block; afterwards every submodule is back in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
+    """Dropout off inside the block; afterwards every submodule is back in the mode it was in.
+
+    Layers with gradient checkpointing keep to it: Hugging Face's do so in training mode alone, so that the layers, and not
+    what is inside of them, stay in it. Raises ValueError for such a model in training mode: the backward pass, which comes
+    after the block, would compute its layers again with dropout on.
+    """
+    training, layers = [module for module in model.modules() if module.training], recomputed(model)
+    if layers and training:
+        raise ValueError("gradient checkpointing needs the model in evaluation mode here: call model.eval()")
     model.eval()
     try:
+        for layer in layers:
+            layer.training = True
         yield
     finally:
+        for layer in layers:
+            layer.training = False
         for module in training:
             module.training = True
+
+
+def recompute(model: nn.Module) -> None:
+    """Switch gradient checkpointing on: less memory, and a third more time."""
+    switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    switch({"use_reentrant": False})
+
+
+def recomputed(model: nn.Module) -> list[nn.Module]:
+    """The layers whose activations are computed again in the backward pass: those with gradient checkpointing (Chen et al.
+    2016), while gradients are recorded. They cannot read a key/value cache."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+            and module.gradient_checkpointing] if torch.is_grad_enabled() else []
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -85,7 +110,7 @@ def completion_logprobs(model: nn.Module, rollouts: Rollouts, temperature: float
     """
     first, prompt = rollouts.prompts()
     with eval_mode(model):
-        if len(first) < len(prompt):
+        if len(first) < len(prompt) and not recomputed(model):
             return _after_shared_prompts(model, rollouts, first, prompt, temperature)
         ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)  # (N, P+T)
         mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)  # (N, P+T)

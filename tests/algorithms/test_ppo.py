@@ -119,7 +119,8 @@ def test_pitfall_a_coefficient_that_is_silently_unused(trained, name):
 
 def test_every_field_is_tested_and_runs_repeat(trained):
     weights, usual = trained
-    assert set(FIELDS) | {"micro_batch_size", "evaluations"} == {f.name for f in dataclasses.fields(PPOConfig)}
+    elsewhere = {"micro_batch_size", "evaluations", "checkpoint_every"}
+    assert set(FIELDS) | elsewhere == {f.name for f in dataclasses.fields(PPOConfig)}
     assert torch.equal(weights(), usual)
 
 
