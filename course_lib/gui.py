@@ -35,8 +35,8 @@ def prompt_of(form: Form) -> list[dict]:
 
 
 class FormFilling:
-    """Forms to be filled in, one an episode, in at most `budget` steps. Reward: 1 with the step that submits a form that is
-    right, else 0. `trails` holds the moves of each episode, in the order of the episodes.
+    """Forms to be filled in, one an episode, in at most `budget` steps. Reward: 1 with the step that submits the form, else 0.
+    `trails` holds the moves of each episode, in the order of the episodes.
 
     Start states are drawn without repetition until all forms have been used, then afresh. Raises ValueError for no forms.
     """
@@ -60,7 +60,7 @@ class FormFilling:
             after, said = form.act(text)
             self.trails[i].append(Move(form, text, said))
             over = after.submitted or len(self.trails[i]) == self.budget
-            rewards.append(float(after.submitted and after.right))
+            rewards.append(float(after.submitted))
             done.append(over)
             rest += [] if over else [(i, after)]
         self.live = rest

@@ -6,7 +6,7 @@ import pytest
 from course_lib.environments import LMAgent, play
 from course_lib.gui import FormFilling, Move, prompt_of
 from course_lib.lm.sampling import Rollouts
-from course_lib.worlds.forms import SUBMIT, Form, expert
+from course_lib.worlds.forms import Form, expert
 
 GOAL = {"name": "Tom", "city": "Paris", "country": "France", "guests": "3"}
 EMPTY = Form(GOAL, dict.fromkeys(GOAL, ""))
@@ -33,13 +33,6 @@ def test_an_expert_and_a_loop():
     assert len(first) == 5 and len(second) == 6 and not any(move.wrong for move in first)
     assert [move.wrong for move in second] == [False] + [True] * 5
     assert second[1] == second[2] and second[1].form.typed["city"] == "Paris"  # a loop repeats state and step
-
-
-def test_a_wrong_form_ends_the_episode_without_reward():
-    world = FormFilling([Form(GOAL, GOAL | {"guests": "4"})])
-    world.reset(1, 1, seed=0)
-    outcome = world.step(said(SUBMIT))
-    assert outcome.reward.tolist() == [0.0] and outcome.done.tolist() == [True] and world.trails[0][0].wrong
 
 
 def test_forms_are_drawn_without_repetition_first():

@@ -3,14 +3,12 @@
     goal: book name Tom, city Paris, country France, guests 3
     screen: [name: Tom] [city: ] [country: ] [guests: ] (submit)
 
-The agent sees this and answers with one step: `type city Paris`, or `click submit`. A field takes only what is on its list (a
-city of the atlas, a number from 1 to 9), and a form with an empty field cannot be submitted; the screen then stays as it was.
-A form that is full of the wrong things can be submitted, and that is the end of it.
+The agent sees this and answers with one step: `type city Paris`, or `click submit`. The program behind the screen checks every
+entry against the order: what is not in it is refused, and so is a form with an empty field; the screen then stays as it was.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 from course_lib.worlds import atlas
 from course_lib.worlds.draw import Draw
@@ -37,14 +35,6 @@ KINDS = {"screens": screens}
 SUBMIT = "click submit"
 
 
-@cache
-def options(field: str) -> frozenset[str]:
-    """What a field takes."""
-    every = {"name": NAMES, "guests": "123456789", "city": [c.city for c in atlas.cities()],
-             "country": [c.country for c in atlas.cities()]}
-    return frozenset(every[field])
-
-
 @dataclass(frozen=True)
 class Form:
     """A goal and a screen. Steps make new forms; a form itself never changes."""
@@ -69,35 +59,29 @@ class Form:
             missing = [field for field in self.goal if not self.typed[field]]
             if missing:
                 return self, f"error: {', '.join(missing)} missing"
-            return replace(self, submitted=True), "submitted, and right" if self.right else "submitted, but wrong"
+            return replace(self, submitted=True), "submitted"
         if verb != "type" or not value.strip():
             return self, f'error: a step is "type FIELD VALUE" or "{SUBMIT}", not {step!r}'
         if field not in self.goal:
             return self, f"error: there is no field {field!r}"
-        if value not in options(field):
-            return self, f"error: {value!r} is not a {field} to choose"
+        if value != self.goal[field]:
+            return self, f"error: {value!r} is not the {field} of this order"
         return replace(self, typed=self.typed | {field: value}), f"{field} is now {value}"
-
-    @property
-    def right(self) -> bool:
-        """Whether every field has its value."""
-        return self.typed == self.goal
 
 
 def blank(draw: Draw, cities: Sequence[atlas.City]) -> Form:
-    """An empty form with one of these cities in its goal; its fields are always in the order of `FIELDS`."""
-    city = draw.pick(cities)
-    values = {"name": draw.pick(NAMES), "city": city.city, "country": city.country, "guests": str(1 + draw.below(9))}
+    """An empty form whose goal has one of these cities. Its fields are `FIELDS` without the country, always in this order."""
+    values = {"name": draw.pick(NAMES), "city": draw.pick(cities).city, "guests": str(1 + draw.below(9))}
     return Form(values, dict.fromkeys(values, ""))
 
 
 def useful(form: Form) -> list[str]:
-    """All steps that bring the form nearer to its goal: any field that is not right yet, else the button."""
-    return [f"type {f} {value}" for f, value in form.goal.items() if form.typed[f] != value] or [SUBMIT]
+    """All steps that bring the form nearer to its goal: any field that is empty, else the button."""
+    return [f"type {field} {value}" for field, value in form.goal.items() if not form.typed[field]] or [SUBMIT]
 
 
 def expert(form: Form) -> str:
-    """The expert's step: the first field that is empty or wrong, from left to right, and the button at last."""
+    """The expert's step: the first field that is empty, from left to right, and the button at last."""
     return useful(form)[0]
 
 
@@ -112,14 +96,13 @@ def typo(value: str, draw: Draw) -> str:
 def mistake(form: Form, draw: Draw) -> str:
     """A step that is not `useful`, as people and agents take them: a wrong field, a typo, the button too early, or a loop, in
     which something is typed again that stands there already."""
-    empty_or_wrong = [f for f, value in form.goal.items() if form.typed[f] != value]
-    right = [f for f in form.goal if f not in empty_or_wrong]
-    field = empty_or_wrong[0] if empty_or_wrong else draw.pick(right)  # the one that a careful person would look at
+    empty, filled = ([field for field in form.goal if bool(form.typed[field]) == there] for there in (False, True))
+    field = empty[0] if empty else draw.pick(filled)  # the one that a careful person would look at
     value = form.goal[field]
     steps = [f"type {draw.pick([f for f in form.goal if form.goal[f] != value])} {value}", f"type {field} {typo(value, draw)}"]
-    if empty_or_wrong:
+    if empty:
         steps.append(SUBMIT)
-    if right:
-        again = draw.pick(right)
+    if filled:
+        again = draw.pick(filled)
         steps.append(f"type {again} {form.goal[again]}")
     return draw.pick(steps)
