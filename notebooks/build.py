@@ -5,15 +5,22 @@
 `raise NotImplementedError`, and the worked copy `notebooks/solutions/NN_name.ipynb`. Both are executed and stored with
 their outputs. A copy whose cells equal its source is left alone, so that a rebuild changes no byte; `--force` executes
 it again. `--check` builds nothing and fails when a stored copy is stale or unfit to be read without running it.
+
+Behind the title stands a cell that is the same everywhere: it installs the course on Colab. Where the course is on GitHub
+is said once, as `repository = "owner/name"` under `[tool.course]` in pyproject.toml; then the copies get Colab's badge as
+well. A copy in which nothing but these has changed is not executed again. A cell tagged `needs-NAME` shows what it is meant to
+show only where the package NAME is installed; elsewhere its notebook runs, and is not stored.
 """
 
 import argparse
 import ast
 import hashlib
+import importlib.util
 import os
 import re
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -33,6 +40,33 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
+COURSE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["course"]["repository"]
+BADGE = ("[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+         "(https://colab.research.google.com/github/{course}/blob/main/notebooks/{path})")
+SETUP = '''\
+# On Colab: installs the course, and changes no package that is there. Anywhere else: only looks whether it is there.
+import importlib.util
+import os
+import subprocess
+import sys
+
+COURSE = "{course}"  # where the course is on GitHub: owner/name
+KEEP_ON_DRIVE = False  # True: what is trained is kept on your Google Drive, which will ask you
+
+on_colab = "COLAB_RELEASE_TAG" in os.environ
+if importlib.util.find_spec("course_lib") is None:
+    if not (on_colab and COURSE):
+        raise RuntimeError("This kernel has no course_lib. " + ("Write the address into COURSE above." if on_colab else
+                           "Choose the Python of the course's .venv as the kernel; the README says how to make it."))
+    address = f"git+https://github.com/{{COURSE}}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", address], check=True)
+if on_colab and KEEP_ON_DRIVE:
+    from google.colab import drive
+
+    drive.mount("/content/drive")
+    os.environ["COURSE_STORE"] = "/content/drive/MyDrive/course_store"
+'''
+COMMON = "setup"  # the tag of the cells that are the same in all notebooks
 MACHINE_PATH = re.compile(r"(?<![\w.<~])(?:/(?:home|root|Users|tmp|opt|usr|var|private|mnt|work)/|[A-Z]:\\)[^\s'\"<>]*")
 
 
@@ -61,7 +95,45 @@ def cells(source: Path, worked: bool) -> nbformat.NotebookNode:
         make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
         metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         notebook.cells.append(make(text, id=_cell_id(cell.cell_type + text, ids), metadata=metadata))
+        if number == 1 and re.match(r"# \d\d · ", text):
+            notebook.cells += common(f"{'solutions/' * worked}{source.stem}.ipynb")
     return notebook
+
+
+def common(path: str, course: str = COURSE) -> list[nbformat.NotebookNode]:
+    """What stands behind the title of a notebook, `path` in its folder: Colab's badge, where it is known where the course
+    is, and the cell that sets Colab up."""
+    found = [nbformat.v4.new_code_cell(SETUP.format(course=course).rstrip(), id="setup", metadata={"tags": [COMMON]})]
+    if course:
+        badge = BADGE.format(course=course, path=path)
+        found.insert(0, nbformat.v4.new_markdown_cell(badge, id="badge", metadata={"tags": [COMMON]}))
+    return found
+
+
+def is_common(cell: nbformat.NotebookNode) -> bool:
+    return COMMON in cell.metadata.get("tags", [])
+
+
+def adopt(notebook: nbformat.NotebookNode, path: Path) -> bool:
+    """Give a notebook the outputs of a stored copy that differs from it in the common cells alone, which print nothing.
+
+    Returns whether the stored copy is such a one.
+    """
+    if not path.exists():
+        return False
+    own = [cell for cell in notebook.cells if not is_common(cell)]
+    stored = [cell for cell in nbformat.read(path, as_version=4).cells if not is_common(cell)]
+    if [(cell.id, cell.source, cell.metadata) for cell in own] != [(cell.id, cell.source, cell.metadata) for cell in stored]:
+        return False
+    for cell, old in zip(own, stored):
+        if cell.cell_type == "code":
+            cell.outputs = old.outputs
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    return not flaws(notebook)
 
 
 def solve(code: str, where: str, worked: bool) -> str:
@@ -246,7 +318,11 @@ def build(source: Path, target: Path, *, execute=True, force=False, timeout=note
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         done = "written without outputs"
-        if execute:
+        if execute and not force and adopt(notebook, path):
+            done = "new common cells"
+        elif execute:
+            if missing := needed(notebook):
+                raise BuildError(f"{label}: its outputs must be made with {', '.join(missing)}, which this Python does not have")
             with tempfile.TemporaryDirectory() as labels:  # a stored copy shows the bundled labels alone
                 result = notebooks.execute(
                     notebook,
@@ -264,6 +340,13 @@ def build(source: Path, target: Path, *, execute=True, force=False, timeout=note
         wrote = True
         say(f"{label}: {done}")
     return wrote
+
+
+def needed(notebook: nbformat.NotebookNode) -> list[str]:
+    """The packages in the tags `needs-NAME` that this Python lacks."""
+    names = {tag.removeprefix("needs-") for cell in notebook.cells for tag in cell.metadata.get("tags", [])
+             if tag.startswith("needs-")}
+    return sorted(name for name in names if importlib.util.find_spec(name) is None)
 
 
 def check(sources: list[Path], target: Path) -> list[str]:

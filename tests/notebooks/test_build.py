@@ -241,6 +241,38 @@ def test_damaged_copy_is_stale(copy, build):
     assert "05_sample.ipynb cannot be read" in build.check([source], folder)[0]
 
 
+# What all notebooks have in common
+
+TITLED = "# %% [markdown]\n# # 05 · A sample\n\n# %%\nprint('ran')\n\n# %%\n1 + 1\n"
+
+
+@pytest.mark.slow
+def test_a_new_address_changes_the_common_cells_and_executes_nothing(build, source, tmp_path, monkeypatch):
+    """The outputs stay, the counts go on, and a copy that differs in anything else is executed."""
+    said, written = [], source(TITLED)
+    build.build(written, tmp_path, say=said.append)
+    assert [cell.get("execution_count") for cell in read(tmp_path).cells] == [None, 1, 2, 3]
+    monkeypatch.setattr(build.common, "__defaults__", ("someone/course",))
+    assert "is stale: cell 2 differs" in build.check([written], tmp_path)[0]
+    said.clear()
+    build.build(written, tmp_path, say=said.append)
+    assert said == ["05_sample.ipynb: new common cells", "solutions/05_sample.ipynb: new common cells"]
+    badge, cells = read(tmp_path).cells[1].source, read(tmp_path, True).cells
+    assert "/someone/course/blob/main/notebooks/05_sample.ipynb" in badge and 'COURSE = "someone/course"' in cells[2].source
+    assert [text(cell) for cell in cells if cell.cell_type == "code"] == ["", "ran\n", ""]
+    assert build.check([written], tmp_path) == []
+    build.build(source(TITLED.replace("1 + 1", "1 + 2")), tmp_path, say=said.append)
+    assert "executed in" in said[-1]
+
+
+def test_outputs_are_made_only_where_the_tagged_packages_are(build, source, tmp_path):
+    """A committed copy is fine without them; making one is not."""
+    written = source('# %% tags=["needs-no_such_package", "needs-json"]\nprint(1)\n')
+    with pytest.raises(build.BuildError, match="05_sample.ipynb: its outputs must be made with no_such_package, which"):
+        build.build(written, tmp_path)
+    assert build.check([written], tmp_path)[0].endswith("is missing")
+
+
 # What is refused
 
 
