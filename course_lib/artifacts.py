@@ -12,6 +12,9 @@ from course_lib.store import Recipe, get, load_json, save_json
 MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_start", "research_start")
 TIGHT = dict(steps=32, count=10, samples=4, lr=3e-4)  # fast: gold peaks within the first half
 BRIEF = dict(steps=2, count=2, samples=2, lr=3e-4)
+JUDGED, REHEARSED = dict(seeds=[0, 1, 2, 3], validation=4, questions=120), dict(seeds=[0, 1], validation=2, questions=3)
+ONLINE = dict(steps=24, count=10, samples=4, beta=0.3, evaluations=3)
+FLEETING = dict(steps=2, count=2, samples=2, beta=0.3, evaluations=1)
 SIZES = {
     "base": {
         "full": dict(shape="base", documents=28_000, vocab_size=1536, held_out_documents=200, batch_size=16, lr=6e-3),
@@ -111,7 +114,7 @@ SIZES = {
     },
     "rlhf_rewards": {
         "full": dict(seeds=[0, 1, 2, 3, 4], labels=1000, layers=1, pooling="mean", epochs=3, lr=1e-3),
-        "smoke": dict(seeds=[0, 1], labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
+        "smoke": dict(seeds=[0, 1, 2], labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
         "seconds": 50,
     },
     "rlhf_rewards_many": {
@@ -240,6 +243,29 @@ SIZES = {
         "smoke": dict(seeds=[0, 1], steps=1, count=2, samples=2, lr=2e-4, test=2),
         "seconds": 140,
     },
+    "methods_online": {
+        "full": dict(JUDGED, methods={name: dict(ONLINE, tune="lr", lr=[3e-4, 6e-4]) for name in ("REINFORCE", "RLOO", "GRPO")}),
+        "smoke": dict(REHEARSED, methods={name: dict(FLEETING, tune="lr", lr=[3e-4, 6e-4])
+                                          for name in ("REINFORCE", "RLOO", "GRPO")}),
+        "seconds": 200,
+    },
+    "methods_ppo": {  # it uses every batch twice, and has half as many
+        "full": dict(JUDGED, methods={
+            "PPO": dict(ONLINE, steps=12, epochs=2, minibatches=2, tune="lr", lr=[1.5e-4, 3e-4])}),
+        "smoke": dict(REHEARSED, methods={"PPO": dict(FLEETING, epochs=1, minibatches=2, tune="lr", lr=[1.5e-4, 3e-4])}),
+        "seconds": 100,
+    },
+    "methods_offline": {
+        "full": dict(JUDGED, methods={
+            "best of n": dict(tune="n", n=[4, 16], each=32),
+            "SFT on the best": dict(tune="lr", lr=[2e-4, 6e-4], questions=120, n=8, batch_size=16, epochs=3, evaluations=3),
+            "DPO": dict(tune="lr", lr=[1e-4, 3e-4], beta=0.3, batch_size=32, evaluations=3)}),
+        "smoke": dict(REHEARSED, methods={
+            "best of n": dict(tune="n", n=[2, 4], each=4),
+            "SFT on the best": dict(tune="lr", lr=[2e-4, 6e-4], questions=2, n=2, batch_size=2, epochs=1, evaluations=1),
+            "DPO": dict(tune="lr", lr=[1e-4, 3e-4], beta=0.3, batch_size=2, evaluations=1)}),
+        "seconds": 150,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -317,6 +343,15 @@ AGENT_RESEARCH_CODE = (*RESEARCH_CODE, "course_lib.tools", "course_lib.lm.turns"
                        "course_lib.objectives:clipped_surrogate,degenerate,group_advantages,token_weights",
                        "course_lib.experiments.research")
 NEEDS |= {"research_start": ("sft",), "agent_research": ("research_start",)}
+METHODS_CODE = (*LEARNT_CODE, "course_lib.algorithms.sft", "course_lib.algorithms.training", "course_lib.algorithms.rlhf",
+                "course_lib.algorithms.reinforce", "course_lib.algorithms.ppo", "course_lib.algorithms.grpo",
+                "course_lib.algorithms.dpo", "course_lib.lm.heads", "course_lib.environments:LMAgent,Questions,Episodes,play",
+                "course_lib.objectives:leave_one_out,policy_gradient_loss,sequence_logprob,k1,k3,kl_penalised,best_of_n,"
+                "best_of_n_kl,gae,clipped_surrogate,clipped_value_losses,whiten,token_rewards,last_token,group_advantages,"
+                "token_weights,PairLogprobs,dpo_sigmoid,token_losses,shift",
+                "course_lib.experiments.methods:TOKENS,READ,Start,win_rate,Judge,best_answers,learn_best,learn_pairs,"
+                "learn_online,LEARN,trial,best_of,study,reward_model_seconds")
+FAMILIES["methods"] = ("policy_sft", "answers", "rlhf_rewards")
 NEEDS |= {"ppo_bias": (), "ppo_stability": (), "ppo_details": (), "ppo_sums": ("sums_start",)}
 
 
@@ -350,7 +385,8 @@ def recipe(name: str) -> Recipe:
             **dict.fromkeys(STARTS, START_CODE),
             **{study: (*REINFORCE_CODE, f"course_lib.experiments.reinforce:{made_by}")
                for study, made_by in REINFORCE.items()}}.get(name)
-    families = {"preference": PREFERENCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE, "dpo": DPO_CODE, "ppo": PPO_CODE}
+    families = {"preference": PREFERENCE_CODE, "rlhf": RLHF_CODE, "grpo": GRPO_CODE, "dpo": DPO_CODE, "ppo": PPO_CODE,
+                "methods": METHODS_CODE}
     code = code or families.get(name.split("_")[0], SFT_CODE)
     return Recipe(name, _BUILD[name], size(name), code=code, needs=needs, seconds=2 if smoke() else SIZES[name]["seconds"])
 
@@ -546,6 +582,22 @@ def _agent_research(folder: Path, progress) -> None:
     save_json(folder / "result.json", study(*load_lm("research_start"), **size("agent_research")))
 
 
+def _methods_study(name: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.experiments import methods, rlhf
+        from course_lib.lm.model import load_lm
+
+        learnt = dict(size("rlhf_rewards"))
+        seeds, labels = learnt.pop("seeds"), learnt.pop("labels")
+        start = methods.Start(*load_lm("policy_sft"), result("answers"), rlhf.load_rewards(get("rlhf_rewards")), labels)
+        numbers = methods.study(start, **size(name))
+        if name == "methods_offline":
+            numbers["reward_model_seconds"] = methods.reward_model_seconds(start, seeds[0], **learnt)
+        save_json(folder / "result.json", numbers)
+
+    return build
+
+
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _answers, "reward_model": _reward_model,
           **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
@@ -555,4 +607,5 @@ _BUILD |= {name: _grpo(name) for name in SIZES if name.startswith("grpo")}
 _BUILD |= {name: _ppo_study(name) for name in SIZES if name.startswith("ppo")}
 _BUILD |= {name: _dpo_study(name) for name in SIZES if name.startswith("dpo")}
 _BUILD |= {"research_start": _research_start, "agent_research": _agent_research}
+_BUILD |= {name: _methods_study(name) for name in SIZES if name.startswith("methods")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

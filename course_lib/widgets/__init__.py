@@ -4,6 +4,7 @@ from .betaslider import BetaSlider
 from .clip import ClipExplorer
 from .dpomargin import DPOMargin
 from .explorer import TokenExplorer
+from .frontier import Frontier
 from .gae import GaeSlider
 from .group import GroupViewer
 from .klmap import KLMap
@@ -13,5 +14,5 @@ from .oneupdate import OneUpdate
 from .replay import Frame, Replay
 from .wordbyword import WordByWord
 
-__all__ = ["BetaSlider", "ClipExplorer", "DPOMargin", "Frame", "GaeSlider", "GroupViewer", "KLMap", "Labeller", "LossMask",
-           "OneUpdate", "Replay", "TokenExplorer", "WordByWord"]
+__all__ = ["BetaSlider", "ClipExplorer", "DPOMargin", "Frame", "Frontier", "GaeSlider", "GroupViewer", "KLMap", "Labeller",
+           "LossMask", "OneUpdate", "Replay", "TokenExplorer", "WordByWord"]

@@ -212,6 +212,20 @@ def test_replay(page, screenshot):
     until(page, lambda: "Step 2 of 2" in picture(replay), "the episode to play to its end")
 
 
+def test_frontier(page, screenshot):
+    (frontier,) = [output for output in outputs(page) if "on the frontier" in picture(output).lower()]
+    assert "Not on the frontier: <b>." in picture(frontier)
+    screenshot("frontier", frontier)
+    press(frontier, "far")
+    press(frontier, "<b>")
+    until(page, lambda: "Every method shown" in picture(frontier), "two methods to go")
+    press(frontier, "√KL")
+    images = frontier.find_elements(By.TAG_NAME, "img")
+    assert len(images) == 2 and int(images[0].get_property("naturalWidth")) > 700
+    press(frontier, "near")
+    until(page, lambda: "No method is shown." in picture(frontier), "the last one to go")
+
+
 @pytest.fixture(scope="module")
 def saved(notebook, tools):
     """The notebook as it is committed: run without a front end, and no reference to a live widget."""
