@@ -71,6 +71,8 @@ def parse(argv):
     sub.add_argument("--out", metavar="DIR", help="write the executed copies there")
     sub = add(train, "put trained models and sweeps into the store")
     sub.add_argument("names", nargs="*", help='artifacts, or "all"; without names, those that exist are listed')
+    sub.add_argument("--config", metavar="FILE", help="train one algorithm by the settings in a file, see docs/scale.md")
+    sub.epilog = "With --config: train ALGORITHM --config FILE [--dry-run] [--KEY VALUE ...]"
     sub = add(test, "run the tests: quick ones, slow ones with the claims, the notebooks")
     sub.add_argument("--fast", action="store_true", help="the quick tests alone")
     sub.epilog = "Any other argument goes to pytest, which is then called once."
@@ -84,6 +86,8 @@ def parse(argv):
         argv = ["--help"]
     if not argv[0].startswith("-"):
         choose(argv[0], list(commands.choices), "command")
+    if argv[0] == "train" and any(word.split("=")[0] == "--config" for word in argv):
+        return train, argparse.Namespace(rest=argv[1:])  # the flags are the keys of the file: `launch` knows them
     options, rest = parser.parse_known_args(argv)
     if rest and options.function not in (test, lab):
         commands.choices[argv[0]].error("unknown: " + " ".join(rest))
@@ -192,6 +196,8 @@ def select(names, available):
 
 def train(options, argv):
     prepare(argv)
+    if options.rest:
+        return launch(options.rest)
     from course_lib import artifacts, store as shelf
 
     known = list(artifacts.names())
@@ -205,6 +211,16 @@ def train(options, argv):
     for name in names:
         print("%s: %s" % (name, shelf.get(name)), flush=True)
     return 0
+
+
+def launch(words):
+    """`train ALGORITHM --config FILE`: one run by its settings."""
+    from course_lib.launch import run as launched
+
+    try:
+        return launched(words)
+    except (ValueError, MemoryError, ImportError) as error:
+        raise setup_env.SetupError(str(error))
 
 
 def fill_store(names):

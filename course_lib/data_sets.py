@@ -111,6 +111,12 @@ def questions(source, **options) -> list[dict]:
     return load(source, ("prompt", "answer"), _question, **options)
 
 
+def prompts(source, **options) -> list[dict]:
+    """Column `prompt`, and others that are there, for `Questions` with a reward that reads no `answer`. A prompt that is a
+    string becomes the message of a user. options: see `load`."""
+    return load(source, ("prompt",), lambda row: {**row, "prompt": _prompt(row["prompt"])}, **options)
+
+
 def texts(source, **options) -> list[str]:
     """Column `text`, for pre-training; see `documents`. options: see `load`."""
     return [row["text"] for row in load(source, ("text",), _text, **options)]

@@ -99,7 +99,7 @@ def test_requirements_and_project_say_the_same():
     extras = PROJECT["project"]["optional-dependencies"]
     lines = "\n".join([*PROJECT["project"]["dependencies"], *extras["dev"], *extras["lab"]])
     project = dict(setup_env.parse_requirements(lines))
-    implied = {"filelock", "safetensors", "tokenizers"}  # they come with transformers
+    implied = {"filelock", "pyyaml", "safetensors", "tokenizers"}  # they come with transformers
     assert {name: bounds for name, bounds in REQUIREMENTS.items() if name not in implied} == project
     core = [name for name, _ in setup_env.parse_requirements("\n".join(PROJECT["project"]["dependencies"]))]
     assert core == ["torch", "transformers", "datasets", "matplotlib", "ipywidgets"]

@@ -1,0 +1,251 @@
+"""One run from a YAML file: what is read, what is refused, what a dry run says, and what a run leaves behind."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from course_lib import cli, launch, memory, setup_env
+from course_lib.lm.model import load_lm, save_lm
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {name: ROOT / "configs" / f"{name}.yaml" for name in launch.ALGORITHMS}
+QUICK = {"sft": dict(limit=6, batch_size=3), "reward_model": dict(limit=6, batch_size=3), "dpo": dict(limit=6, batch_size=3),
+         **{name: dict(steps=2, count=2, samples=4, limit=8, max_new_tokens=5, unfinished="null", checkpoint_every=1,
+                       reward="reward_for_tests:letters")
+            for name in ("reinforce", "rlhf", "ppo", "grpo")}}
+
+
+@pytest.fixture
+def tiny(tiny_lm, tmp_path, monkeypatch):
+    """A folder with a tiny model, and a module with a reward that tells any two answers apart."""
+    (tmp_path / "reward_for_tests.py").write_text(
+        "def letters(prompts, completions, **columns):\n    return [sum(map(ord, str(c))) % 17 / 17 for c in completions]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    save_lm(tmp_path / "tiny", *tiny_lm)
+    return tmp_path / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def plain_machine(monkeypatch):
+    monkeypatch.setattr(setup_env, "ensure", lambda argv: None)
+    for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("PYTHONUTF8", "TOKENIZERS_PARALLELISM", "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+def words(name, tiny, out, **changes):
+    flags = {"model": tiny, "output": out, **QUICK[name], **changes}
+    return ["train", name, "--config", str(FILES[name]), *(x for key, v in flags.items() for x in (f"--{key}", str(v)))]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_of_every_algorithm_runs_and_explains_each_key(name, tiny, tmp_path):
+    text = FILES[name].read_text(encoding="utf-8")
+    said = yaml.safe_load(text)
+    settings, config = launch.read(name, FILES[name], {})
+    assert set(said) <= {*vars(settings), *vars(config)}
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(lines) == len(said) and sum("#" in line for line in lines) > len(lines) / 2
+    assert cli.main(words(name, tiny, tmp_path / "out")) == 0
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert history and not (tmp_path / "out" / "checkpoint").exists()
+    if name != "reward_model":
+        model, _ = load_lm(tmp_path / "out", device="cpu")
+        start, _ = load_lm(tiny, device="cpu")
+        assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters()))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_dry_run_trains_nothing(name, tiny, tmp_path, capsys):
+    assert cli.main([*words(name, tiny, tmp_path / "out"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"{name}: {tiny}" in said and "policy" in said and "tokens a step" in said and "\nfits: about" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_does_not_fit(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000)
+    assert cli.main([*words("grpo", tiny, tmp_path / "out"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT" in said and "gradient_checkpointing: true" in said
+
+
+def test_the_estimate_counts_the_roles_of_the_run(tiny, tmp_path):
+    def roles(name, **flags):
+        settings, config = launch.read(name, FILES[name], {key: str(v) for key, v in flags.items()})
+        return launch.memory_of(name, settings, config, memory.LLAMA_7B, 64, 100, 100, "fp32")
+
+    assert set(roles("grpo")) == {"policy"} and set(roles("grpo", beta=0.1)) == {"policy", "reference"}
+    assert set(roles("rlhf", reward=tmp_path)) == {"policy", "reference", "reward"}
+    assert set(roles("ppo")) == {"policy", "value"} and set(roles("ppo", critic="shared")) == {"policy"}
+    assert set(roles("rlhf", lora=16)) == {"policy"}  # the model below the adapter is the reference
+    full, adapter = roles("sft")["policy"], roles("sft", lora=16)["policy"]
+    assert adapter.optimizer < 0.02 * full.optimizer and adapter.gradients < 0.02 * full.gradients
+    assert roles("sft", gradient_checkpointing="true")["policy"].activations < 0.3 * full.activations
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"lerning_rate": 1}, "lerning_rate: no setting of grpo is called"),
+    ({"sample": 4}, "--sample: no setting of grpo is called 'sample': did you mean 'samples'"),
+    ({"critic": "own"}, "--critic: no setting of grpo"),
+    ({"steps": "many"}, "--steps must be a whole number, not 'many'"),
+    ({"steps": 1.5}, "--steps must be a whole number, not 1.5"),
+    ({"lr": "[1]"}, "--lr must be a number"),
+    ({"scale": "maybe"}, "--scale must be true or false, not 'maybe'"),
+    ({"precision": "half"}, "precision is one of auto, fp32, bf16, fp16, not 'half'"),
+    ({"tracker": "paper"}, "tracker is one of None, tensorboard, trackio"),
+    ({"samples": 1}, "at least two samples"),
+    ({"data": "nowhere.jsonl"}, "no file 'nowhere.jsonl'"),
+    ({"data": "atlass"}, "no data set 'atlass'"),
+    ({"reward": "nothing"}, "reward: 'nothing' is none of gold, maths"),
+    ({"reward": "maths", "data": "atlas"}, "reward maths needs the column answer"),
+    ({"model": "bas"}, "did you mean 'base'"),
+])
+def test_what_cannot_be_is_said_in_a_line_that_names_the_key(change, says, tiny, tmp_path, capsys):
+    assert cli.main(words("grpo", tiny, tmp_path / "out", **change)) == 1
+    said = capsys.readouterr().err
+    assert says in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("lr: 1\nmodel: base\ndata: sums", "output is missing"), ("lr: true", "config.yaml: lr must be a number, not True"),
+    ("model: 3", "model must be a text"), ("a: [", "is not YAML"), ("just words", "must hold lines like"),
+    ("betta: 1", "did you mean 'beta'"),
+])
+def test_mistakes_in_the_file_name_it(text, says, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(text)
+    assert cli.main(["train", "grpo", "--config", str(tmp_path / "config.yaml")]) == 1
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("argv", "says"), [
+    (["grppo", "--config", "x.yaml"], "did you mean 'grpo'"), (["--config", "x.yaml"], "give one algorithm"),
+    (["grpo", "--config", "x.yaml"], "no file 'x.yaml': configs/grpo.yaml"), (["grpo", "--config"], "--config needs a value"),
+    (["grpo", "dpo", "--config=x.yaml"], "give one algorithm"),
+])
+def test_mistakes_on_the_command_line(argv, says, capsys):
+    assert cli.main(["train", *argv]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_no_data_and_a_bad_row_are_named(tiny, tmp_path, capsys):
+    (tmp_path / "pairs.jsonl").write_text("")
+    assert cli.main(words("dpo", tiny, tmp_path / "out", data=tmp_path / "pairs.jsonl")) == 1
+    assert "is empty" in capsys.readouterr().err
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
+    assert cli.main(words("dpo", tiny, tmp_path / "out", data=tmp_path / "pairs.jsonl")) == 1
+    assert "row 0: there is no column rejected" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_overwritten(tiny, tmp_path, capsys):
+    assert cli.main(words("sft", tiny, tmp_path / "out")) == 0
+    assert cli.main(words("sft", tiny, tmp_path / "out")) == 1
+    assert "output: the run in" in capsys.readouterr().err
+
+
+def test_without_accelerate_a_tracker_is_refused_and_the_rest_works(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert cli.main(words("sft", tiny, tmp_path / "a", tracker="tensorboard")) == 1
+    assert "needs the package accelerate" in capsys.readouterr().err
+    assert cli.main(words("sft", tiny, tmp_path / "b")) == 0
+
+
+def test_a_tracker_that_is_not_there_is_named(tiny, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("accelerate")
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(words("sft", tiny, tmp_path / "a", tracker="trackio")) == 1
+    assert "pip install trackio" in capsys.readouterr().err
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_flags_win_and_yaml_numbers_are_numbers(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: base\ndata: sums\noutput: o\nlr: 1e-5\nsteps: 3\nclip_range: .inf\nclip_high: null\n")
+    settings, config = launch.read("grpo", tmp_path / "c.yaml", {"steps": "5", "beta": "1e-3", "gradient_checkpointing": "true"})
+    assert (config.lr, config.steps, config.beta, config.clip_range) == (1e-5, 5, 1e-3, float("inf"))
+    assert settings.gradient_checkpointing is True and config.clip_high is None
+
+
+@pytest.mark.parametrize("world", launch.WORLDS)
+@pytest.mark.parametrize("kind", ["conversations", "preferences", "questions"])
+def test_worlds_have_examples_of_each_kind(world, kind):
+    rows = launch.of_world(world, kind, 20)
+    assert 15 <= len(rows) <= 20 and rows == launch.of_world(world, kind, 20)
+    if kind == "conversations":
+        assert all([m["role"] for m in row] == ["user", "assistant"] for row in rows)
+    elif kind == "preferences":
+        assert all(row["chosen"] != row["rejected"] and row["prompt"][0]["role"] == "user" for row in rows)
+
+
+def test_rewards_by_name_and_by_module(tmp_path, monkeypatch):
+    (tmp_path / "mine_for_test.py").write_text("def short(prompts, completions, **c):\n    return [-len(t) for t in completions]\n")
+    monkeypatch.chdir(tmp_path)
+    settings, _ = launch.read("grpo", FILES["grpo"], {"reward": "mine_for_test:short"})
+    assert launch.reward_of(settings)(prompts=[""], completions=["abc"]) == [-3]
+    for world, name in (("atlas", "_atlas"), ("sums", "maths"), ("functions", "code")):
+        settings, _ = launch.read("grpo", FILES["grpo"], {"data": world})
+        assert launch.reward_of(settings).__name__ == name
+    settings, _ = launch.read("grpo", FILES["grpo"], {"data": "x.jsonl"})
+    with pytest.raises(ValueError, match="reward is missing"):
+        launch.reward_of(settings)
+
+
+def test_an_adapter_is_trained_and_saved_alone(tiny, tmp_path):
+    peft = pytest.importorskip("peft")
+    assert cli.main(words("rlhf", tiny, tmp_path / "out", lora=2, gradient_checkpointing="true")) == 0
+    base, _ = load_lm(tiny, device="cpu")
+    from course_lib.lm.lora import load_lora
+
+    assert isinstance(load_lora(base, tmp_path / "out"), peft.PeftModel)
+
+
+def test_a_killed_run_goes_on_by_the_same_command(tiny, tmp_path, monkeypatch):
+    from course_lib.algorithms import reinforce
+
+    whole = words("reinforce", tiny, tmp_path / "whole", steps=4)
+    assert cli.main(whole) == 0
+    log, calls = reinforce.Run.log, []
+
+    def killed(self, *args, **more):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return log(self, *args, **more)
+
+    again = words("reinforce", tiny, tmp_path / "killed", steps=4)
+    monkeypatch.setattr(reinforce.Run, "log", killed)
+    assert cli.main(again) == 130
+    monkeypatch.setattr(reinforce.Run, "log", log)
+    assert cli.main(again) == 0
+    assert (tmp_path / "killed/history.json").read_bytes() == (tmp_path / "whole/history.json").read_bytes()
+    assert (tmp_path / "killed/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_launched_processes_train_together(tiny, tmp_path):
+    """As `accelerate launch` starts them on several GPUs: by torch's launcher, and gloo in place of NCCL."""
+    pytest.importorskip("accelerate")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "course_lib"]
+    env = dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", COURSE_QUIET="")
+    done = subprocess.run([*command, *words("grpo", tiny, tmp_path / "out")], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("training over 2 processes on cpu") == 1 and done.stderr.count("GRPO: 2 steps") == 1
+    alone = tmp_path / "alone"
+    assert cli.main(words("grpo", tiny, alone)) == 0
+    assert (tmp_path / "out/history.json").read_text() != (alone / "history.json").read_text()  # other prompts, other answers
