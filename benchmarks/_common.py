@@ -46,6 +46,33 @@ def words(count: int, generator: torch.Generator) -> str:
     return " ".join(f"w{i}" for i in torch.randint(3, VOCABULARY, (count,), generator=generator).tolist())
 
 
+PAIRS, LENGTHS = 32, {"even": ((16, 16), (32, 32)), "ragged": ((8, 24), (8, 56))}  # least and most of a prompt, an answer
+PROMPTS, GROUP, NEW = 8, 8, 32  # of a step in which answers are sampled
+
+
+def pairs(kind: str, steps: int) -> list[dict]:
+    """Preference pairs for so many steps, of the lengths "even" or "ragged" in tokens, END included."""
+    generator = torch.Generator().manual_seed(0)
+
+    def text(least: int, most: int) -> str:
+        return words(int(torch.randint(least, most + 1, (), generator=generator)), generator)
+
+    prompt, (least, most) = LENGTHS[kind]
+    return [{"prompt": text(*prompt) + " ", "chosen": text(least - 1, most - 1), "rejected": text(least - 1, most - 1)}
+            for _ in range(PAIRS * steps)]
+
+
+def questions() -> list[dict]:
+    """400 prompts of 8 to 24 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [{"prompt": words(int(torch.randint(8, 25, (), generator=generator)), generator)} for _ in range(400)]
+
+
+def reward(prompts, completions, **columns) -> list[float]:
+    """The reward: how many different tokens an answer has. No two answers are equally good for long."""
+    return [float(len(set(completion.split()))) for completion in completions]
+
+
 def small_lm():
     """(model, tokenizer): vocabulary 512, 256 wide, 4 layers, 4 heads, SwiGLU 768, context 128; the same weights each time."""
     tokenizer = words_tokenizer()

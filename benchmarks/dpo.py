@@ -12,32 +12,15 @@ import tempfile
 import time
 from functools import partial
 
-from _common import Clock, main, small_lm, words
-
-import torch
+from _common import LENGTHS, PAIRS, Clock, main, pairs, small_lm
 
 from course_lib.algorithms import dpo
-
-PAIRS = 32
-LENGTHS = {"even": ((16, 16), (32, 32)), "ragged": ((8, 24), (8, 56))}  # least and most of a prompt, and of an answer
-
-
-def rows(kind: str, steps: int) -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-
-    def text(least: int, most: int) -> str:
-        return words(int(torch.randint(least, most + 1, (), generator=generator)), generator)
-
-    prompt, (least, most) = LENGTHS[kind]
-    return [{"prompt": text(*prompt) + " ", "chosen": text(least - 1, most - 1), "rejected": text(least - 1, most - 1)}
-            for _ in range(PAIRS * steps)]
-
 
 def course(kind: str, steps: int, precision: str) -> list[float]:
     model, tokenizer = small_lm()
     times: list[float] = []
     config = dpo.DPOConfig(batch_size=PAIRS, precision=precision, lr=1e-4, evaluations=steps)
-    dpo.train(model, tokenizer, rows(kind, steps), config, watch=lambda step: times.append(time.perf_counter()) or {})
+    dpo.train(model, tokenizer, pairs(kind, steps), config, watch=lambda step: times.append(time.perf_counter()) or {})
     return times[1:]
 
 
@@ -54,7 +37,7 @@ def trl(kind: str, steps: int, precision: str) -> list[float]:
         config = DPOConfig(folder, max_steps=steps, per_device_train_batch_size=PAIRS, bf16=precision == "bf16", use_cpu=True,
                            learning_rate=1e-4, logging_strategy="no", save_strategy="no", report_to="none",
                            disable_tqdm=True, precompute_ref_log_probs=True, gradient_checkpointing=False, max_length=None)
-        DPOTrainer(model, args=config, train_dataset=Dataset.from_list(rows(kind, steps)), processing_class=tokenizer,
+        DPOTrainer(model, args=config, train_dataset=Dataset.from_list(pairs(kind, steps)), processing_class=tokenizer,
                    callbacks=[clock]).train()
     return clock.times
 

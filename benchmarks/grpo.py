@@ -12,33 +12,18 @@ import tempfile
 import time
 from functools import partial
 
-from _common import Clock, main, small_lm, words
-
-import torch
+from _common import GROUP, NEW, PROMPTS, Clock, main, questions, reward, small_lm
 
 from course_lib.algorithms import grpo
 from course_lib.algorithms.rlhf import frozen
 from course_lib.environments import LMAgent, Questions
-
-PROMPTS, GROUP, NEW = 8, 8, 32
-
-
-def rows() -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    return [{"prompt": words(int(torch.randint(8, 25, (), generator=generator)), generator)} for _ in range(400)]
-
-
-def reward(prompts, completions, **columns) -> list[float]:
-    """How many different tokens an answer has: no two answers are equally good for long."""
-    return [float(len(set(completion.split()))) for completion in completions]
-
 
 def course(beta: float, steps: int, precision: str) -> list[float]:
     model, tokenizer = small_lm()
     times: list[float] = []
     agent = LMAgent(model, tokenizer, max_new_tokens=NEW, precision=precision)
     config = grpo.GRPOConfig(steps=steps, count=PROMPTS, samples=GROUP, beta=beta, lr=1e-4, evaluations=steps)
-    grpo.train(agent, Questions(rows(), reward), config, reference=frozen(model) if beta else None,
+    grpo.train(agent, Questions(questions(), reward), config, reference=frozen(model) if beta else None,
                watch=lambda step: times.append(time.perf_counter()) or {})
     return times[1:]
 
@@ -57,7 +42,7 @@ def trl(beta: float, steps: int, precision: str) -> list[float]:
                             max_completion_length=NEW, beta=beta, bf16=precision == "bf16", use_cpu=True, learning_rate=1e-4,
                             logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
                             gradient_checkpointing=False)
-        GRPOTrainer(model, reward, args=config, train_dataset=Dataset.from_list(rows()), processing_class=tokenizer,
+        GRPOTrainer(model, reward, args=config, train_dataset=Dataset.from_list(questions()), processing_class=tokenizer,
                     callbacks=[clock]).train()
     return clock.times
 

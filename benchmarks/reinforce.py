@@ -11,32 +11,17 @@ with 1 in 512), and clip the gradient's norm at 1.
 import tempfile
 import time
 
-from _common import Clock, main, small_lm, words
-
-import torch
+from _common import GROUP, NEW, PROMPTS, Clock, main, questions, reward, small_lm
 
 from course_lib.algorithms import reinforce
 from course_lib.environments import LMAgent, Questions
-
-PROMPTS, GROUP, NEW = 8, 8, 32
-
-
-def rows() -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    return [{"prompt": words(int(torch.randint(8, 25, (), generator=generator)), generator)} for _ in range(400)]
-
-
-def reward(prompts, completions, **columns) -> list[float]:
-    """How many different tokens an answer has: no two answers are equally good for long."""
-    return [float(len(set(completion.split()))) for completion in completions]
-
 
 def course(steps: int, precision: str) -> list[float]:
     model, tokenizer = small_lm()
     times: list[float] = []
     agent = LMAgent(model, tokenizer, max_new_tokens=NEW, precision=precision)
     config = reinforce.ReinforceConfig(steps=steps, count=PROMPTS, samples=GROUP, lr=1e-4, evaluations=steps)
-    reinforce.train(agent, Questions(rows(), reward), config, watch=lambda step: times.append(time.perf_counter()) or {})
+    reinforce.train(agent, Questions(questions(), reward), config, watch=lambda step: times.append(time.perf_counter()) or {})
     return times[1:]
 
 
@@ -51,7 +36,7 @@ def trl(steps: int, precision: str) -> list[float]:
                             max_completion_length=NEW, beta=0.0, bf16=precision == "bf16", use_cpu=True, learning_rate=1e-4,
                             max_grad_norm=1.0, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
                             gradient_checkpointing=False)
-        RLOOTrainer(model, reward, args=config, train_dataset=Dataset.from_list(rows()), processing_class=tokenizer,
+        RLOOTrainer(model, reward, args=config, train_dataset=Dataset.from_list(questions()), processing_class=tokenizer,
                     callbacks=[clock]).train()
     return clock.times
 

@@ -12,33 +12,18 @@ import tempfile
 import time
 from functools import partial
 
-from _common import Clock, main, small_lm, words
+from _common import LENGTHS, PAIRS, Clock, main, pairs, small_lm
 
 import torch
 
 from course_lib.algorithms import reward_model as rm
 from course_lib.lm.reward_head import RewardModel
 
-PAIRS = 32
-LENGTHS = {"even": ((16, 16), (32, 32)), "ragged": ((8, 24), (8, 56))}  # least and most of a prompt, and of an answer
-
-
-def rows(kind: str, steps: int) -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-
-    def text(least: int, most: int) -> str:
-        return words(int(torch.randint(least, most + 1, (), generator=generator)), generator)
-
-    prompt, (least, most) = LENGTHS[kind]
-    return [{"prompt": text(*prompt) + " ", "chosen": text(least - 1, most - 1), "rejected": text(least - 1, most - 1)}
-            for _ in range(PAIRS * steps)]
-
-
 def course(kind: str, steps: int, precision: str) -> list[float]:
     lm, tokenizer = small_lm()
     times: list[float] = []
     config = rm.RewardConfig(batch_size=PAIRS, precision=precision, lr=1e-4)
-    rm.train(RewardModel.on(lm), tokenizer, rows(kind, steps), config, evaluations=steps,
+    rm.train(RewardModel.on(lm), tokenizer, pairs(kind, steps), config, evaluations=steps,
              watch=lambda step: times.append(time.perf_counter()) or {})
     return times[1:]
 
@@ -56,7 +41,7 @@ def trl(kind: str, steps: int, precision: str) -> list[float]:
         config = RewardConfig(folder, max_steps=steps, per_device_train_batch_size=PAIRS, bf16=precision == "bf16",
                               use_cpu=True, learning_rate=1e-4, logging_strategy="no", save_strategy="no", report_to="none",
                               disable_tqdm=True, gradient_checkpointing=False, max_length=None)
-        RewardTrainer(model, args=config, train_dataset=Dataset.from_list(rows(kind, steps)), processing_class=tokenizer,
+        RewardTrainer(model, args=config, train_dataset=Dataset.from_list(pairs(kind, steps)), processing_class=tokenizer,
                       callbacks=[clock]).train()
     return clock.times
 

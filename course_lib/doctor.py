@@ -252,6 +252,19 @@ def browser() -> list[Finding]:
     return [Finding("ok", "browser", found or "no Chromium: the browser tests are skipped, nothing else needs it")]
 
 
+def sandbox() -> list[Finding]:
+    """What stands between this machine and the programs that a model writes (notebooks 07 and 09)."""
+    from course_lib.rewards import sandbox
+
+    found = sandbox.protections()
+    if sys.platform == "win32":
+        return [Finding("ok", "sandbox", "a process and a clock for each program: run none here that comes from strangers")]
+    if sys.platform == "linux" and "syscall filter" not in found:
+        return [Finding("warn", "sandbox", f"no syscall filter, only {', '.join(found) or 'limits'}",
+                        "The course's own programs are harmless. Run none from strangers outside a virtual machine.")]
+    return [Finding("ok", "sandbox", f"{', '.join(found) or 'limits'}, and a process of its own for each program")]
+
+
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (
-    interpreter, packages, imports, kernel, device, disk, memory, shelf, browser,
+    interpreter, packages, imports, kernel, device, disk, memory, shelf, sandbox, browser,
 )

@@ -157,6 +157,21 @@ def test_store_with_a_damaged_artifact(monkeypatch, tmp_path):
     assert "1 artifacts ready" in only(doctor.shelf()).text
 
 
+@pytest.mark.parametrize("platform, found, level, said", [
+    ("linux", ["limits", "syscall filter", "chroot"], "ok", "limits, syscall filter, chroot, and a process of its own"),
+    ("linux", ["limits", "chroot"], "warn", "no syscall filter, only limits, chroot"),
+    ("darwin", ["limits"], "ok", "limits, and a process"),
+    ("win32", [], "ok", "run none here that comes from strangers"),
+])
+def test_the_sandbox_says_what_protects_this_machine(monkeypatch, platform, found, level, said):
+    from course_lib.rewards import sandbox
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(sandbox, "protections", lambda: found)
+    finding = only(doctor.sandbox())
+    assert finding.level == level and said in finding.text and bool(finding.mend) == (level == "warn")
+
+
 def test_missing_browser_is_no_fault(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert only(doctor.browser()).level == "ok"
