@@ -4,9 +4,9 @@
     python -m course_lib train grpo --config configs/grpo.yaml --dry-run
     accelerate launch --multi_gpu --num_processes 4 -m course_lib train grpo --config configs/grpo.yaml
 
-A file has the settings of a run (`Settings`), and beside them the fields of the algorithm's config. Every key is a flag, and
-the flag wins. A key that the algorithm does not read is refused. The run goes to the folder `output`: weights and tokenizer,
-`history.json`, and while it lasts a checkpoint, from which the same command goes on after a kill.
+A file has the settings of a run (`Settings`), and beside them the fields of the algorithm's config. Every key is a flag,
+and the flag wins. A key that the algorithm does not read is refused. The run goes to the folder `output`: weights and
+tokenizer, `history.json`, and while it lasts a checkpoint, from which the same command goes on after a kill.
 """
 
 import dataclasses
@@ -124,7 +124,8 @@ def known(name: str, names, kind: str) -> str:
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=1)
-    raise ValueError(f"no {kind} is called {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"))
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    raise ValueError(f"no {kind} is called {name!r}: {hint}")
 
 
 def read(name: str, file: Path, flags: dict[str, str]) -> tuple[Any, Any]:
@@ -245,8 +246,8 @@ def of_world(world: str, kind: str, count: int) -> list:
 
 
 def reward_of(settings: OnlineSettings):
-    """"gold" (the atlas), "maths" (a number behind "#"), "gsm8k" (behind "####"), "code" (unit tests), "module:function" in the
-    course's convention, or the folder of a reward model. The worlds have one of their own."""
+    """"gold" (the atlas), "maths" (a number behind "#"), "gsm8k" (behind "####"), "code" (unit tests), "module:function" in
+    the course's convention, or the folder of a reward model. The worlds have one of their own."""
     from course_lib.rewards.code import CodeReward
     from course_lib.rewards.gold import atlas_gold
     from course_lib.rewards.maths import maths_reward
@@ -268,7 +269,8 @@ def reward_of(settings: OnlineSettings):
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward: {name!r} is none of {', '.join(rules)}, no folder, and no module:function ({error})") from None
+        raise ValueError(f"reward: {name!r} is none of {', '.join(rules)}, no folder, and no module:function "
+                         f"({error})") from None
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

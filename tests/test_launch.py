@@ -173,8 +173,10 @@ def test_a_tracker_that_is_not_there_is_named(tiny, tmp_path, capsys, monkeypatc
 
 
 def test_flags_win_and_yaml_numbers_are_numbers(tmp_path):
-    (tmp_path / "c.yaml").write_text("model: base\ndata: sums\noutput: o\nlr: 1e-5\nsteps: 3\nclip_range: .inf\nclip_high: null\n")
-    settings, config = launch.read("grpo", tmp_path / "c.yaml", {"steps": "5", "beta": "1e-3", "gradient_checkpointing": "true"})
+    (tmp_path / "c.yaml").write_text(
+        "model: base\ndata: sums\noutput: o\nlr: 1e-5\nsteps: 3\nclip_range: .inf\nclip_high: null\n")
+    flags = {"steps": "5", "beta": "1e-3", "gradient_checkpointing": "true"}
+    settings, config = launch.read("grpo", tmp_path / "c.yaml", flags)
     assert (config.lr, config.steps, config.beta, config.clip_range) == (1e-5, 5, 1e-3, float("inf"))
     assert settings.gradient_checkpointing is True and config.clip_high is None
 
@@ -191,7 +193,8 @@ def test_worlds_have_examples_of_each_kind(world, kind):
 
 
 def test_rewards_by_name_and_by_module(tmp_path, monkeypatch):
-    (tmp_path / "mine_for_test.py").write_text("def short(prompts, completions, **c):\n    return [-len(t) for t in completions]\n")
+    (tmp_path / "mine_for_test.py").write_text(
+        "def short(prompts, completions, **c):\n    return [-len(t) for t in completions]\n")
     monkeypatch.chdir(tmp_path)
     settings, _ = launch.read("grpo", FILES["grpo"], {"reward": "mine_for_test:short"})
     assert launch.reward_of(settings)(prompts=[""], completions=["abc"]) == [-3]
@@ -241,9 +244,11 @@ def test_two_launched_processes_train_together(tiny, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "course_lib"]
-    env = dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", COURSE_QUIET="")
-    done = subprocess.run([*command, *words("grpo", tiny, tmp_path / "out")], env=env, capture_output=True, text=True, timeout=200)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "course_lib",
+               *words("grpo", tiny, tmp_path / "out")]
+    env = dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
+               COURSE_QUIET="")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("training over 2 processes on cpu") == 1 and done.stderr.count("GRPO: 2 steps") == 1
     alone = tmp_path / "alone"
