@@ -9,7 +9,7 @@ from pathlib import Path
 from course_lib import smoke
 from course_lib.store import Recipe, get, load_json, save_json
 
-MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_start", "research_start")
+MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_start", "research_start", "forms_start")
 TIGHT = dict(steps=32, count=10, samples=4, lr=3e-4)  # fast: gold peaks within the first half
 BRIEF = dict(steps=2, count=2, samples=2, lr=3e-4)
 JUDGED, REHEARSED = dict(seeds=[0, 1, 2, 3], validation=4, questions=120), dict(seeds=[0, 1], validation=2, questions=3)
@@ -266,6 +266,20 @@ SIZES = {
             "DPO": dict(tune="lr", lr=[1e-4, 3e-4], beta=0.3, batch_size=2, evaluations=1)}),
         "seconds": 150,
     },
+    "forms_start": {
+        "full": dict(states=1200, wrong=0.45, epochs=3, lr=1e-3, seed=0),
+        "smoke": dict(states=16, wrong=0.45, epochs=1, lr=1e-3, seed=0),
+        "seconds": 15,
+    },
+    "agent_forms": {
+        "full": dict(seeds=[0, 1, 2], episodes=100, test=80, go_on="SFT on corrections", conditions={
+            "SFT on corrections": dict(method="SFT", epochs=1, lr=3e-4),
+            "the same, 2 passes": dict(method="SFT", epochs=2, lr=3e-4),
+            "DPO on pairs": dict(method="DPO", epochs=1, lr=1e-4)}),
+        "smoke": dict(seeds=[0, 1], episodes=2, test=2, go_on="SFT on corrections", conditions={
+            "SFT on corrections": dict(method="SFT", batch_size=2), "DPO on pairs": dict(method="DPO", batch_size=2)}),
+        "seconds": 150,
+    },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
@@ -343,6 +357,12 @@ AGENT_RESEARCH_CODE = (*RESEARCH_CODE, "course_lib.tools", "course_lib.lm.turns"
                        "course_lib.objectives:clipped_surrogate,degenerate,group_advantages,token_weights",
                        "course_lib.experiments.research")
 NEEDS |= {"research_start": ("sft",), "agent_research": ("research_start",)}
+FORMS_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.worlds.forms", "course_lib.gui:prompt_of",
+              "course_lib.experiments.forms:BUDGET,blanks,demonstrations,lesson,start")
+AGENT_FORMS_CODE = (*FORMS_CODE, "course_lib.gui", "course_lib.lm.sampling", "course_lib.environments:LMAgent,play",
+                    "course_lib.algorithms.dpo", "course_lib.objectives:PairLogprobs,DPO_LOSSES,dpo_sigmoid,sequence_logprob",
+                    "course_lib.experiments.forms")
+NEEDS["agent_forms"] = ("forms_start",)
 METHODS_CODE = (*LEARNT_CODE, "course_lib.algorithms.sft", "course_lib.algorithms.training", "course_lib.algorithms.rlhf",
                 "course_lib.algorithms.reinforce", "course_lib.algorithms.ppo", "course_lib.algorithms.grpo",
                 "course_lib.algorithms.dpo", "course_lib.lm.heads", "course_lib.environments:LMAgent,Questions,Episodes,play",
@@ -381,6 +401,7 @@ def recipe(name: str) -> Recipe:
     needs = tuple(map(recipe, above))
     code = {"base": PRETRAIN_CODE, "scaling": PRETRAIN_CODE, "policy_sft": POLICY_CODE, "answers": ANSWERS_CODE,
             "reward_model": LEARNT_CODE, "research_start": RESEARCH_CODE, "agent_research": AGENT_RESEARCH_CODE,
+            "forms_start": FORMS_CODE, "agent_forms": AGENT_FORMS_CODE,
             "ppo_bias": GAE_CODE, "ppo_sums": PPO_SUMS_CODE,
             **dict.fromkeys(STARTS, START_CODE),
             **{study: (*REINFORCE_CODE, f"course_lib.experiments.reinforce:{made_by}")
@@ -598,6 +619,23 @@ def _methods_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
+def _forms_start(folder: Path, progress) -> None:
+    from course_lib.experiments.forms import start
+    from course_lib.lm.model import load_lm, save_lm
+
+    model, tokenizer = load_lm("base")
+    history = start(model, tokenizer, **size("forms_start"))
+    save_lm(folder, model, tokenizer)
+    save_json(folder / "result.json", {"history": history})
+
+
+def _agent_forms(folder: Path, progress) -> None:
+    from course_lib.experiments.forms import study
+    from course_lib.lm.model import load_lm
+
+    save_json(folder / "result.json", study(*load_lm("forms_start"), **size("agent_forms")))
+
+
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _answers, "reward_model": _reward_model,
           **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
@@ -606,6 +644,7 @@ _BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
 _BUILD |= {name: _grpo(name) for name in SIZES if name.startswith("grpo")}
 _BUILD |= {name: _ppo_study(name) for name in SIZES if name.startswith("ppo")}
 _BUILD |= {name: _dpo_study(name) for name in SIZES if name.startswith("dpo")}
-_BUILD |= {"research_start": _research_start, "agent_research": _agent_research}
+_BUILD |= {"research_start": _research_start, "agent_research": _agent_research, "forms_start": _forms_start,
+           "agent_forms": _agent_forms}
 _BUILD |= {name: _methods_study(name) for name in SIZES if name.startswith("methods")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

@@ -240,6 +240,29 @@ def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float(slope), float(y.mean() - slope * x.mean())
 
 
+def filmstrip(screens: Sequence[Sequence[str]], actions: Sequence[str], good: Sequence[bool], columns: int = 4) -> Figure:
+    """An episode as a strip of small screens, read like a page: what was on the screen, and under it what the agent did there,
+    ticked or crossed.
+
+    Args:
+        screens: the lines of each screen; actions: (steps,); good: (steps,) whether the step was a good one.
+    """
+    if not len(screens) == len(actions) == len(good) > 0:
+        raise ValueError(f"each step needs a screen, an action and a verdict: got {len(screens)}, {len(actions)}, {len(good)}")
+    rows = -(-len(screens) // columns)
+    fig, axes = subplots(rows, columns, height=0.5 + 1.35 * rows, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for i, (ax, lines) in enumerate(zip(axes.flat, screens)):
+        colour, mark = (PALETTE[0], "✓") if good[i] else (PALETTE[1], "✗")
+        ax.add_patch(plt.Rectangle((0.02, 0.02), 0.96, 0.96, transform=ax.transAxes, fill=False, edgecolor="#9aa5b1", linewidth=1))
+        ax.add_patch(plt.Rectangle((0.02, 0.86), 0.96, 0.12, transform=ax.transAxes, color="#e3e6ea", linewidth=0))
+        ax.text(0.08, 0.78, "\n".join(lines), transform=ax.transAxes, va="top", family="monospace", fontsize=8, linespacing=1.5)
+        ax.set_title(f"{i + 1} {mark} {textwrap.shorten(actions[i], 25, placeholder=' …') or '(nothing)'}", fontsize=8.5, color=colour,
+                     y=-0.2)
+    return fig
+
+
 def say(sentence: str) -> None:
     """Print the one sentence that says what a figure shows: it stays where pictures and their alt texts do not."""
     if not sentence.strip().endswith((".", "!", "?")):

@@ -228,3 +228,14 @@ def test_finish_shows_a_white_picture_with_its_sentence(monkeypatch):
     assert b"Matplotlib" not in png  # no version, so that another one may draw the same bytes
     pixels = plt.imread(io.BytesIO(png))
     assert pixels.shape[1] == 1152 and (pixels[0, 0, :3] == 1).all() and (pixels[..., 3:] == 1).all()
+
+
+def test_a_filmstrip_has_one_screen_a_step_and_says_what_was_done():
+    fig = plots.filmstrip([["name: ____"], ["name: Tom"], ["name: Tom"]], ["type name Tom", "", "click submit"], [True, False, True],
+                          columns=2)
+    titles = [ax.get_title(loc="left") for ax in fig.axes]
+    assert titles == ["1 ✓ type name Tom", "2 ✗ (nothing)", "3 ✓ click submit", ""]
+    assert not any(ax.axison for ax in fig.axes)
+    plt.close(fig)
+    with pytest.raises(ValueError, match="each step needs"):
+        plots.filmstrip([["a"]], ["b", "c"], [True])

@@ -80,14 +80,6 @@ def corrections(trails: Sequence[Sequence[Move]]) -> list[dict]:
     return [{"prompt": prompt_of(m.form), "chosen": forms.expert(m.form), "rejected": m.step} for m in wrong.values()]
 
 
-def repairs(trails: Sequence[Sequence[Move]], own: bool) -> list[sft.Conversation]:
-    """The same for SFT: the corrected steps alone or, with `own`, every state that was seen, with the agent's own step where
-    that was right and the corrected one where it was wrong."""
-    if own:
-        return [lesson(m.form, forms.expert(m.form) if m.wrong else m.step) for trail in trails for m in trail]
-    return [[*row["prompt"], {"role": "assistant", "content": row["chosen"]}] for row in corrections(trails)]
-
-
 def habits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[dict]) -> dict[str, float]:
     """How probable the steps of `corrections` are, on average: {corrected, mistake}. The second is the chance that a mistake is
     made again in its state, exactly."""
@@ -96,43 +88,45 @@ def habits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Se
     return {"corrected": corrected, "mistake": again}
 
 
-def learn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trails: Sequence[Sequence[Move]], seed: int,
-          sft_on: str = "", sft_epochs: int = 1, sft_lr: float = 3e-4, dpo_epochs: int = 0, dpo_lr: float = 1e-4,
-          beta: float = 0.1, batch_size: int = 32) -> PreTrainedModel:
-    """A copy of `model` that has learnt from these episodes: SFT on `repairs` ("corrections", "everything", or not at all), and
-    then DPO on `corrections` in `dpo_epochs` passes."""
+def learn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[dict], seed: int, method: str,
+          epochs: int = 1, lr: float = 3e-4, beta: float = 0.1, batch_size: int = 32) -> PreTrainedModel:
+    """A copy of `model` that has learnt from `corrections`: "SFT" from the corrected steps alone, "DPO" from the pairs."""
     model = copy.deepcopy(model)
-    if sft_on:
-        config = sft.SFTConfig(epochs=sft_epochs, lr=sft_lr, seed=seed, batch_size=batch_size, evaluations=1)
-        sft.train(model, tokenizer, repairs(trails, own=sft_on == "everything"), config)
-    if dpo_epochs:
-        dpo.train(model, tokenizer, corrections(trails),
-                  dpo.DPOConfig(epochs=dpo_epochs, lr=dpo_lr, beta=beta, seed=seed, batch_size=batch_size))
+    if method == "SFT":
+        steps = [[*row["prompt"], {"role": "assistant", "content": row["chosen"]}] for row in pairs]
+        sft.train(model, tokenizer, steps, sft.SFTConfig(epochs=epochs, lr=lr, seed=seed, batch_size=batch_size, evaluations=1))
+    else:
+        dpo.train(model, tokenizer, pairs, dpo.DPOConfig(epochs=epochs, lr=lr, beta=beta, seed=seed, batch_size=batch_size))
     return model
 
 
 def study(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], episodes: int, test: int,
-          conditions: dict[str, dict]) -> dict:
-    """C28: `episodes` of the agent in forms to train on, and what it learns from them. conditions: name -> of `learn`.
+          conditions: dict[str, dict], go_on: str) -> list[list[dict]]:
+    """C28 in two rounds. In each the agent fills in `episodes` forms, and what it did wrong is corrected; it then learns from
+    that in different ways. conditions: name -> of `learn`. The second round begins with the agent that `go_on` made.
 
-    Returns {pairs: [how many, a seed], start: [measures, a seed], conditions: {name: [measures, a seed]}}; measures: `scores` on
-    `test` other forms, `quiz`, the success on forms with cities it was never tuned on, and `habits` in the states in which
-    the start errs on the other forms.
+    Returns [round][seed]: {pairs: how many, before: measures, after: {name: measures}}. Measures: `scores` on `test` forms that
+    nobody trained on, `quiz`, the success on as many with cities that no fine-tuning showed, and `habits` in the states in
+    which the agent before this round errs on the test forms.
     """
-    result: dict = {"pairs": [], "start": [], "conditions": {name: [] for name in conditions}}
-    with Progress("agents that learn from mistakes", total=len(seeds) * len(conditions), unit="run") as progress:
+    rounds: list[list[dict]] = [[], []]
+    with Progress("agents that learn from mistakes", total=2 * len(seeds) * len(conditions), unit="run") as progress:
         for seed in seeds:
-            trails = act_on(model, tokenizer, blanks("train", episodes, seed), seed)
             others, strange = (blanks(part, test, seed) for part in ("test", "quiz"))
-            mistakes = corrections(act_on(model, tokenizer, others, 100 + seed))
+            agent = model
+            for number, told in enumerate(rounds):
+                pairs = corrections(act_on(agent, tokenizer, blanks("train", episodes, f"{seed} {number}"), seed))
+                mistakes = corrections(act_on(agent, tokenizer, others, 100 + seed))
 
-            def measure(agent: PreTrainedModel) -> dict[str, float]:
-                told = scores(act_on(agent, tokenizer, others, seed)) | habits(agent, tokenizer, mistakes)
-                return told | {"quiz": scores(act_on(agent, tokenizer, strange, seed))["success"]}
+                def measure(who: PreTrainedModel) -> dict[str, float]:
+                    seen = scores(act_on(who, tokenizer, others, seed)) | habits(who, tokenizer, mistakes)
+                    return seen | {"quiz": scores(act_on(who, tokenizer, strange, seed))["success"]}
 
-            result["pairs"].append(len(corrections(trails)))
-            result["start"].append(measure(model))
-            for name, condition in conditions.items():
-                result["conditions"][name].append(measure(learn(model, tokenizer, trails, seed, **condition)))
-                progress.update()
-    return result
+                told.append({"pairs": len(pairs), "before": measure(agent), "after": {}})
+                learnt = {}
+                for name, condition in conditions.items():
+                    learnt[name] = learn(agent, tokenizer, pairs, seed, **condition)
+                    told[-1]["after"][name] = measure(learnt[name])
+                    progress.update()
+                agent = learnt[go_on]
+    return rounds
