@@ -255,11 +255,12 @@ def filmstrip(screens: Sequence[Sequence[str]], actions: Sequence[str], good: Se
         ax.set_axis_off()
     for i, (ax, lines) in enumerate(zip(axes.flat, screens)):
         colour, mark = (PALETTE[0], "✓") if good[i] else (PALETTE[1], "✗")
-        ax.add_patch(plt.Rectangle((0.02, 0.02), 0.96, 0.96, transform=ax.transAxes, fill=False, edgecolor="#9aa5b1", linewidth=1))
-        ax.add_patch(plt.Rectangle((0.02, 0.86), 0.96, 0.12, transform=ax.transAxes, color="#e3e6ea", linewidth=0))
-        ax.text(0.08, 0.78, "\n".join(lines), transform=ax.transAxes, va="top", family="monospace", fontsize=8, linespacing=1.5)
-        ax.set_title(f"{i + 1} {mark} {textwrap.shorten(actions[i], 25, placeholder=' …') or '(nothing)'}", fontsize=8.5, color=colour,
-                     y=-0.2)
+        inside = {"transform": ax.transAxes}
+        ax.add_patch(plt.Rectangle((0.02, 0.02), 0.96, 0.96, fill=False, edgecolor="#9aa5b1", linewidth=1, **inside))
+        ax.add_patch(plt.Rectangle((0.02, 0.86), 0.96, 0.12, color="#e3e6ea", linewidth=0, **inside))
+        ax.text(0.08, 0.78, "\n".join(lines), va="top", family="monospace", fontsize=8, linespacing=1.5, **inside)
+        done = textwrap.shorten(actions[i], 25, placeholder=" …") or "(nothing)"
+        ax.set_title(f"{i + 1} {mark} {done}", fontsize=8.5, color=colour, y=-0.2)
     return fig
 
 
