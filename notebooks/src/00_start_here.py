@@ -400,15 +400,16 @@ for name, model in (("base", base), ("SFT", sft)):
 #
 # ## Scale it up
 #
-# All functions take any causal language model of Hugging Face. With a network, or a folder that holds a model, set
-# `COURSE_REAL_MODEL` to its name before Jupyter starts (it takes about a GB of memory for the one named below).
+# All functions take any causal language model of Hugging Face. SmolLM2-135M comes without a network in a package; or set
+# `COURSE_REAL_MODEL` to a name of the hub or to a folder, before Jupyter starts or with `%env`.
 
 # %%
 from course_lib.teach import real_model
 
-if name := real_model("HuggingFaceTB/SmolLM2-135M"):
+if name := real_model():
     big, big_tokenizer = load_lm(name)
-    print(sample(big, big_tokenizer, ["SF usually refers to"], max_new_tokens=24, temperature=0).texts[0])
+    raw = big_tokenizer(["SF usually refers to"])["input_ids"]  # token ids are continued as they are, without a chat template
+    print(sample(big, big_tokenizer, raw, max_new_tokens=24, temperature=0).texts[0])
 
 # %% [markdown]
 # ## Recap

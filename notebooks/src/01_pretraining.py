@@ -24,7 +24,7 @@ from course_lib import artifacts, objectives, smoke
 from course_lib.checks import check
 from course_lib.lm import build_lm, encode_documents, load_lm, sample, token_logprobs
 from course_lib.plots import finish, interval, line_with_interval, log_scale, subplots
-from course_lib.teach import show
+from course_lib.teach import scale_up, show
 from course_lib.worlds import atlas, corpus
 
 base, tokenizer = load_lm("base")  # trained now if it is missing, which takes minutes
@@ -675,17 +675,20 @@ finish(fig, f"From T = {temperatures[0]} to {temperatures[-1]}, right facts go f
 #
 # ## Scale it up
 #
-# The same calls take any causal language model of Hugging Face: `load_lm(name)`, then `TokenExplorer`, `chain_rule`, `sample`,
-# or `pretrain.train(model, documents, config)` to go on training it on text of your own.
+# The same calls take any causal language model of Hugging Face. Here `pretrain.train` goes on with a real model on this
+# page's text; `data_sets.texts("tinystories", limit=10_000)` would be text that people read.
 
 # %%
-from course_lib.teach import real_model
+from course_lib import data_sets
+from course_lib.algorithms import pretrain
 
-if name := real_model("HuggingFaceTB/SmolLM2-135M"):
-    big, big_tokenizer = load_lm(name)
-    big_size = sum(p.numel() for p in big.parameters())
-    print(f"{name}: {big_size:,} parameters, {len(big_tokenizer):,} tokens")
-    for text in sample(big, big_tokenizer, list(PROMPTS), max_new_tokens=24, seed=0).texts:
+if real := scale_up("pre-training", steps=200, rows=16, prompt=0, answer=128, few=(3, 8)):
+    told = data_sets.documents(real.tokenizer, texts[: 4 * real.steps * real.rows])  # some 4 texts fill a row
+    config = pretrain.PretrainConfig(optimizer="adamw", lr=1e-4, context=128, batch_size=real.rows, log_every=1)
+    seen = pretrain.train(real.model, told, config)
+    print(f"Loss {seen[0]['loss']:.2f} nats a token at first, {seen[-1]['loss']:.2f} at the end.")
+    raw = real.tokenizer(list(PROMPTS))["input_ids"]  # token ids are continued as they are, without a chat template
+    for text in sample(real.model, real.tokenizer, raw, max_new_tokens=24).texts:
         print(" >>", " ".join(text.split()))
 
 # %% [markdown]

@@ -22,18 +22,16 @@
 
 # %%
 import copy
-import html
 from collections import Counter
 
 import torch
-from IPython.display import Markdown, display
 
 from course_lib import artifacts, objectives, plots, smoke
 from course_lib.algorithms import sft
 from course_lib.checks import check
 from course_lib.experiments.questions import ask, exact, in_format
 from course_lib.lm import load_lm, sample
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 from course_lib.worlds import atlas
 from course_lib.worlds.draw import Draw
 
@@ -42,18 +40,9 @@ SF = atlas.cities()[0]
 DECK = sft.qa("Where is SF?", atlas.preferred(SF))
 
 # %% [markdown]
-# Two small helpers for this page: a table, and a share with its interval over seeds.
+# A small helper for this page: a share with its interval over seeds.
 
 # %%
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-
-
 def share(values):
     """A share over seeds in words: its mean and, where the seeds differ, its 95 % interval."""
     mean, low, high = plots.interval(values)
@@ -702,26 +691,17 @@ for name, group in (("cities it was trained on", train), ("never told", unseen))
 # %% [markdown]
 # ## Scale it up
 #
-# The same call fine-tunes any causal language model of Hugging Face. A base model from there has no chat template
-# with `{% generation %}` markers, so we bring one: ChatML, whose tokens SmolLM2 and Qwen2.5 have in their
-# vocabularies.
+# The same call fine-tunes any causal language model of Hugging Face. Templates of the hub do not mark what the assistant says,
+# so the mask is found by comparing the conversation up to the answer with the one that has it.
 
 # %%
-from course_lib.teach import real_model
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
-    "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-if name := real_model("HuggingFaceTB/SmolLM2-135M"):
-    big, words = load_lm(name)
-    words.chat_template = CHATML
-    words.eos_token, words.pad_token = "<|im_end|>", "<|endoftext|>"
-    sft.train(big, words, answers, sft.SFTConfig(lr=2e-4, batch_size=16))
-    print(asked[1], ask(big, words, [asked[1]])[0].text, sep="\n")
+if real := scale_up("SFT", steps=100, rows=16, prompt=40, answer=24, few=(8, 8)):
+    said = [ask(real.model, real.tokenizer, asked[:1])[0].text]
+    some = Draw("real").ordered(answers, len(answers))[: real.steps * real.rows]
+    seen = sft.train(real.model, real.tokenizer, some, sft.SFTConfig(lr=5e-5, batch_size=real.rows, epochs=1, log_every=1))
+    print(f"Loss {seen[0]['loss']:.2f} nats a token at first, {seen[-1]['loss']:.2f} at the end.")
+    said.append(ask(real.model, real.tokenizer, asked[:1])[0].text)
+    table([asked[0], "reply"], zip(("before", "after"), said))
 
 # %% [markdown]
 # ## Recap

@@ -22,10 +22,8 @@
 
 # %%
 import copy
-import html
 
 import torch
-from IPython.display import Markdown, display
 
 from course_lib import artifacts, exact, plots, smoke
 from course_lib.algorithms import reinforce
@@ -35,17 +33,8 @@ from course_lib.experiments import reinforce as studies
 from course_lib.lm import load_lm
 from course_lib.progress import Progress
 from course_lib.rewards.gold import atlas_gold
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 from course_lib.worlds import atlas
-
-
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
 
 # %% [markdown]
 # ## 1 · Five dates
@@ -720,20 +709,16 @@ table(["question", "the start", "leave-one-out", bad], [
 # The same call trains any causal language model of Hugging Face with any reward in TRL's convention:
 
 # %%
-from course_lib.teach import real_model
-
-
 def brief(prompts, completions, **_):
     """A point for an answer, less a tenth for each word over ten."""
     return [1.0 - 0.1 * max(0, len(c[-1]["content"].split()) - 10) for c in completions]
 
 
-if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
-    big, words = load_lm(name)
+if real := scale_up("REINFORCE", steps=100, rows=32, prompt=40, answer=48, group=4, few=(3, 8)):
     asks = Questions([{"prompt": [{"role": "user", "content": f"Where is {c.city}?"}]} for c in quiz_cities], brief)
-    speaker = LMAgent(big, words, max_new_tokens=48)
-    history = reinforce.train(speaker, asks, reinforce.ReinforceConfig(steps=8, count=4, samples=4, lr=1e-5))
-    print([round(entry["reward"], 2) for entry in history])
+    config = reinforce.ReinforceConfig(steps=real.steps, count=real.rows // 4, samples=4, lr=1e-5)
+    seen = reinforce.train(LMAgent(real.model, real.tokenizer, max_new_tokens=48), asks, config)
+    print("mean reward of each step:", *(f"{entry['reward']:.2f}" for entry in seen))
 
 # %% [markdown]
 # ## Recap

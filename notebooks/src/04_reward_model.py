@@ -21,11 +21,9 @@
 # (C15), preferences are collected from people (C16), and a reward model fails on unnatural input (C18).
 
 # %%
-import html
 from collections import Counter
 
 import torch
-from IPython.display import Markdown, display
 
 from course_lib import annotators, artifacts, plots, preferences, smoke
 from course_lib.algorithms import reward_model as rm
@@ -36,22 +34,13 @@ from course_lib.lm import load_lm
 from course_lib.lm.reward_head import RewardModel, collate, encode_answer, load_reward_model
 from course_lib.rewards.gold import atlas_gold
 from course_lib.rewards.learned import LearnedReward
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 from course_lib.worlds import atlas
 
 policy, tokenizer = load_lm("policy_sft")
 pool = artifacts.result("answers")  # what the policy said: {"train": [...], "test": [...]}
 
 # %%
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-
-
 def told(values, form="{:.1%}"):
     """Mean over seeds in words, with its 95 % interval."""
     mean, low, high = plots.interval(values)
@@ -577,16 +566,14 @@ table(["reward model of", plain, boasting, "boasting pays"], rows)
 # ## Scale it up
 #
 # The same calls take any causal language model of Hugging Face as a backbone, and any data set with the columns
-# `prompt`, `chosen`, `rejected`.
+# `prompt`, `chosen`, `rejected`: `data_sets.preferences("hh", limit=1000)`, for example.
 
 # %%
-from course_lib.teach import real_model
-
-if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
-    big, words = load_lm(name)
-    on_big = RewardModel.on(big)
-    rm.train(on_big, words, pairs[:64], rm.RewardConfig(lr=1e-5, batch_size=8))
-    print(LearnedReward(on_big, words)(**asked))
+if real := scale_up("reward model", steps=60, rows=16, prompt=40, answer=24, few=(4, 8)):
+    judge = RewardModel.on(real.model)
+    seen = rm.train(judge, real.tokenizer, pairs[: real.steps * real.rows], rm.RewardConfig(lr=2e-5, batch_size=real.rows))
+    print(f"Loss {seen[0]['loss']:.2f} at first, {seen[-1]['loss']:.2f} at the end.")
+    table(["answer", "reward"], zip(answers, LearnedReward(judge, real.tokenizer)(**asked)))
 
 # %% [markdown]
 # ## Recap

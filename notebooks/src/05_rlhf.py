@@ -20,11 +20,9 @@
 
 # %%
 import copy
-import html
 from collections import Counter
 
 import torch
-from IPython.display import Markdown, display
 
 from course_lib import artifacts, exact, objectives, plots, smoke
 from course_lib.algorithms import rlhf
@@ -35,19 +33,10 @@ from course_lib.environments import Letters, LMAgent, Questions, TableAgent, pla
 from course_lib.experiments import rlhf as lab
 from course_lib.experiments.preferences import prompts
 from course_lib.objectives import leave_one_out, policy_gradient_loss
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 from course_lib.worlds import atlas
 
 # %%
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-
-
 def told(values, form="{:+.2f}"):
     """Mean over seeds in words, with its 95 % interval."""
     mean, low, high = plots.interval(values)
@@ -590,22 +579,18 @@ print(f"target 0.50 nats; KL of the last {len(late)} steps {sum(e['kl'] for e in
 # that nothing has to be labelled first: answer in few words.
 
 # %%
-from course_lib.teach import real_model
+def brief(prompts, completions, **columns):
+    """Minus the words of an answer, in tens."""
+    return [-len(text[-1]["content"].split()) / 10 for text in completions]
 
-if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
-    big, words = load_lm(name)
+
+if real := scale_up("RLHF", steps=60, rows=32, prompt=40, answer=48, group=4, few=(3, 8)):
     asks = [{"prompt": [{"role": "user", "content": f"What is the capital of {city.country}?"}]}
             for city in atlas.cities()[:32]]
-
-    def brief(prompts, completions, **columns):
-        """Minus the words of an answer, in tens."""
-        return [-len(text[-1]["content"].split()) / 10 for text in completions]
-
-    setting = rlhf.RLHFConfig(steps=10, count=4, samples=4, lr=1e-5, beta=0.05)
-    speaker = LMAgent(big, words, max_new_tokens=48)
-    grown = rlhf.train(speaker, Questions(asks, brief), setting, reference=rlhf.frozen(big))
-    print(f"reward {grown[0]['reward']:.2f} at first, {grown[-1]['reward']:.2f} at the end, "
-          f"KL {grown[-1]['kl']:.1f} nats")
+    config = rlhf.RLHFConfig(steps=real.steps, count=real.rows // 4, samples=4, lr=1e-5, beta=0.05)
+    speaker = LMAgent(real.model, real.tokenizer, max_new_tokens=48)
+    seen = rlhf.train(speaker, Questions(asks, brief), config, reference=rlhf.frozen(real.model))
+    print(f"reward {seen[0]['reward']:.2f} at first, {seen[-1]['reward']:.2f} at the end, KL {seen[-1]['kl']:.2f} nats")
 
 # %% [markdown]
 # ## Recap

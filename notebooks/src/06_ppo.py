@@ -21,11 +21,9 @@
 
 # %%
 import copy
-import html
 import math
 
 import torch
-from IPython.display import Markdown, display
 
 from course_lib import artifacts, exact, objectives, plots, smoke
 from course_lib.algorithms import ppo
@@ -37,21 +35,12 @@ from course_lib.experiments import starts
 from course_lib.lm import load_lm
 from course_lib.lm.heads import LMCritic, SharedCritic, ValueModel
 from course_lib.rewards.maths import maths_reward
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 
 policy, tokenizer = load_lm("sums_start")  # trained now if it is missing
 stories, reward = starts.sum_rows("train", 2000), maths_reward()
 
 # %%
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-
-
 def spread(values, form="{:.2f}"):
     """Mean over seeds, with the smallest and the largest."""
     return f"{form.format(sum(values) / len(values))} ({form.format(min(values))} to {form.format(max(values))})"
@@ -532,15 +521,13 @@ plots.finish(fig, f"Held-out stories solved by a sample: {solved['start'][0]:.2f
 # The same call on a real model; the critic is a value head on the policy's trunk, to save a model's memory.
 
 # %%
-from course_lib.teach import real_model
-
-if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
-    big, words = load_lm(name)
-    large = LMAgent(big, words, max_new_tokens=64)
-    settings = ppo.PPOConfig(steps=20, count=8, samples=4, lr=1e-6, critic_lr=1e-5, beta=0.05, target_kl=6.0)
+if real := scale_up("PPO", steps=40, rows=32, prompt=72, answer=64, group=4, epochs=4, few=(2, 8)):
     rows = [{"prompt": [{"role": "user", "content": row["prompt"][0]["content"] + " End with # and the number."}],
              "answer": row["answer"]} for row in stories]
-    ppo.train(large, Questions(rows, reward), settings, critic=SharedCritic(big), reference=frozen(big))
+    config = ppo.PPOConfig(steps=real.steps, count=real.rows // 4, samples=4, lr=1e-6, critic_lr=1e-5, beta=0.05)
+    solver = LMAgent(real.model, real.tokenizer, max_new_tokens=64)
+    seen = ppo.train(solver, Questions(rows, reward), config, critic=SharedCritic(real.model), reference=frozen(real.model))
+    print("mean reward of each step:", *(f"{entry['reward']:.2f}" for entry in seen))
 
 # %% [markdown]
 # ## Recap

@@ -21,11 +21,9 @@
 
 # %%
 import copy
-import html
 import math
 
 import torch
-from IPython.display import Markdown, display
 
 from course_lib import artifacts, memory, objectives, plots, smoke
 from course_lib.algorithms import grpo
@@ -34,25 +32,16 @@ from course_lib.environments import LMAgent, Questions, play
 from course_lib.experiments import grpo as experiments
 from course_lib.experiments import starts
 from course_lib.lm import load_lm
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 from course_lib.widgets import GroupViewer
 from course_lib.widgets.group import Group, groups_of
 
 start, tokenizer = load_lm("sums_start")  # trained now if it is missing
 
 # %% [markdown]
-# Two small helpers for this page: a table, and a share with its interval over seeds.
+# A small helper for this page: a share with its interval over seeds.
 
 # %%
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-
-
 def share(values):
     """A share over seeds in words: its mean and, where the seeds differ, its 95 % interval."""
     mean, low, high = plots.interval(values)
@@ -492,18 +481,16 @@ for name, study in studies.items():
 #
 # ## Scale it up
 #
-# The same call on a real model, when one is named. `reward` is in TRL's convention, so that it runs there unchanged.
+# The same call on a real model. `reward` is in TRL's convention, so that it runs there unchanged; for harder problems,
+# `data_sets.questions("gsm8k")` and `maths_reward("####")`.
 
 # %%
-from course_lib.teach import real_model
-
-if name := real_model("Qwen/Qwen2.5-0.5B-Instruct"):
-    big, words = load_lm(name)
+if real := scale_up("GRPO", steps=100, rows=32, prompt=72, answer=96, group=8, few=(2, 8)):
     careful = "Answer with the steps, then # and the number alone. "
     rows = [{**row, "prompt": [{"role": "user", "content": careful + row["prompt"][0]["content"]}]} for row in train]
-    config = grpo.GRPOConfig(steps=20, count=4, lr=1e-6, micro_batch_size=8, **grpo.VARIANTS["Dr. GRPO"])
-    history = grpo.train(LMAgent(big, words, max_new_tokens=96), Questions(rows, reward), config)
-    print(f"mean reward {history[0]['reward']:.2f} -> {history[-1]['reward']:.2f}")
+    config = grpo.GRPOConfig(steps=real.steps, count=real.rows // 8, lr=1e-6, longest=96, **grpo.VARIANTS["Dr. GRPO"])
+    seen = grpo.train(LMAgent(real.model, real.tokenizer, max_new_tokens=96), Questions(rows, reward), config)
+    print("mean reward of each step:", *(f"{entry['reward']:.2f}" for entry in seen))
 
 # %% [markdown]
 # ## Recap

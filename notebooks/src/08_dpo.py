@@ -20,10 +20,8 @@
 
 # %%
 import copy
-import html
 
 import torch
-from IPython.display import Markdown, display
 
 from course_lib import artifacts, exact, objectives, plots
 from course_lib.algorithms import dpo
@@ -34,18 +32,9 @@ from course_lib.experiments import dpo as lab
 from course_lib.experiments.preferences import answers, comparisons, prompts
 from course_lib.experiments.reward_model import GROUP
 from course_lib.experiments.rlhf import smooth, turnover
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 
 # %%
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-
-
 def told(values, form="{:+.2f}"):
     """Mean over seeds in words, with its 95 % interval."""
     mean, low, high = plots.interval(values)
@@ -577,17 +566,17 @@ for name in ("sigmoid", "ipo"):
 show(dpo.pair_logprobs, dpo.measures)
 
 # %%
-from course_lib.teach import real_model
+from course_lib.experiments.questions import ask
 
-if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
-    big, words = load_lm(name)
-    rows = [{"prompt": [{"role": "user", "content": f"Where is {city.city}?"}],
-             "chosen": f"{city.city} is a city in {city.region}, {city.country}.",
-             "rejected": f"Great question! {city.city} is a very well known and beautiful place that many people visit."}
-            for city in lab.atlas.cities()[:96]]
-    history = dpo.train(big, words, rows, dpo.DPOConfig(lr=5e-6, batch_size=8, beta=0.1))
-    print(f"loss {history[0]['loss']:.3f} at first, {history[-1]['loss']:.3f} at the end; "
-          f"accuracy of the last batch {history[-1]['accuracy']:.2f}")
+if real := scale_up("DPO", steps=60, rows=16, prompt=40, answer=24, few=(6, 8)):
+    rows = [{"prompt": [{"role": "user", "content": f"Where is {city.nick}?"}], "chosen": lab.atlas.preferred(city),
+             "rejected": lab.atlas.terse(city)} for city in lab.atlas.known_cities()[1:]]  # all but SF
+    said = [ask(real.model, real.tokenizer, ["Where is SF?"])[0].text]
+    config = dpo.DPOConfig(lr=2e-5, batch_size=real.rows, epochs=-(-real.steps * real.rows // len(rows)))
+    seen = dpo.train(real.model, real.tokenizer, rows[: real.steps * real.rows], config)
+    said.append(ask(real.model, real.tokenizer, ["Where is SF?"])[0].text)
+    print(f"Loss {seen[0]['loss']:.3f} at first, {seen[-1]['loss']:.3f} at the end.")
+    table(["Where is SF?", "reply"], zip(("before", "after"), said))
 
 # %% [markdown]
 # ## Recap
