@@ -118,14 +118,14 @@ def scale_up(algorithm: str, *, steps: int, rows: int, prompt: int, answer: int,
     steps, rows: of the run on a GPU. prompt, answer: tokens of a row. few: steps and rows on a CPU, which take under a
     minute. group: answers to one prompt. epochs: passes over each batch of answers.
     """
-    name, shape, loaded = os.environ.get("COURSE_REAL_MODEL") or "SmolLM2-135M", SMOLLM2, None
-    if os.environ.get("COURSE_REAL_MODEL"):
-        loaded = load_lm(name)
-        shape = memory.shape_of(loaded[0].config)
-    print(estimated(algorithm, name, shape, steps, rows, prompt, answer, group, epochs))
-    if (there := real_model()) is None:
+    run = dict(steps=steps, rows=rows, prompt=prompt, answer=answer, group=group, epochs=epochs)
+    if not os.environ.get("COURSE_REAL_MODEL"):  # said before `real_model` says that there is none
+        print(estimated(algorithm, "SmolLM2-135M", SMOLLM2, **run))
+    if (name := real_model()) is None:
         return None
-    model, tokenizer = loaded or load_lm(there)
+    model, tokenizer = load_lm(name)
+    if name != hub.SMOLLM2:
+        print(estimated(algorithm, name, memory.shape_of(model.config), **run))
     if model.device.type == "cpu":
         steps, rows = few
         print(f"Here, on a CPU: {steps} steps of {rows} rows.")
