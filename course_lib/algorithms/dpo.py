@@ -3,7 +3,8 @@
     L_DPO = -E_(x, y_w, y_l) ln sigma(beta ln(pi(y_w|x) / pi_ref(y_w|x)) - beta ln(pi(y_l|x) / pi_ref(y_l|x)))
 
 No reward model, no sampling: the policy's own log-ratio to the reference is the reward. The reference's log-probabilities
-never change, so they are computed once, before the first step. Left out: adapters, training on new pairs as they come.
+never change, so they are computed once, before the first step. (An adapter instead of all weights: `lm.lora`.) Left out:
+training on new pairs as they come.
 """
 
 from collections.abc import Callable, Sequence
