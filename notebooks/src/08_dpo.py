@@ -561,6 +561,8 @@ for name in ("sigmoid", "ipo"):
 # ## Scale it up
 #
 # The course's own `dpo.train` is the loop above with all that a real run needs: evaluations, micro-batches, all losses.
+# The model below says neither answer of a pair by itself. So watch what it says afterwards: the margin grows at once, but
+# probability may go to answers that are in no pair. That is why SFT comes first, in the lecture as in practice.
 
 # %%
 show(dpo.pair_logprobs, dpo.measures)
