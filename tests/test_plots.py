@@ -231,8 +231,8 @@ def test_finish_shows_a_white_picture_with_its_sentence(monkeypatch):
 
 
 def test_a_filmstrip_has_one_screen_a_step_and_says_what_was_done():
-    fig = plots.filmstrip([["name: ____"], ["name: Tom"], ["name: Tom"]], ["type name Tom", "", "click submit"], [True, False, True],
-                          columns=2)
+    screens = [["name: ____"], ["name: Tom"], ["name: Tom"]]
+    fig = plots.filmstrip(screens, ["type name Tom", "", "click submit"], [True, False, True], columns=2)
     titles = [ax.get_title(loc="left") for ax in fig.axes]
     assert titles == ["1 ✓ type name Tom", "2 ✗ (nothing)", "3 ✓ click submit", ""]
     assert not any(ax.axison for ax in fig.axes)

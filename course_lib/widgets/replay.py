@@ -67,8 +67,8 @@ class ReplayState:
         """A step of the list at the side; what is still to come takes its place unseen, so nothing jumps."""
         frame, now = self.frames[step - 1], step == self.step
         mark, colour = {True: ("✓", BLUE), False: ("✗", ORANGE), None: ("·", MUTED)}[frame.ok]
-        return tag("div", tag("span", f"{step} {mark} ", color=colour, font_weight="700"), escape(frame.action[:60] or "(nothing)"),
-                   font_family=MONO, font_size="13px", padding="1px 6px", border_radius="4px", color=INK,
+        number = tag("span", f"{step} {mark} ", color=colour, font_weight="700")
+        return tag("div", number, escape(frame.action[:60] or "(nothing)"), font_family=MONO, font_size="13px", padding="1px 6px", border_radius="4px", color=INK,
                    background=(ORANGE_TINT if frame.ok is False else BLUE_TINT) if now else PAPER,
                    visibility="visible" if step <= self.step else "hidden")
 
@@ -112,7 +112,8 @@ def form_picture(form, touched: str = "") -> str:
     bar = tag("div", "● ● ●  Booking", background=FAINT, color=MUTED, padding="3px 10px", font_size="12px",
               border_radius="7px 7px 0 0", white_space="pre")
     return tag("div", bar, tag("table", head, *rows, border_collapse="collapse", margin="4px 6px", background=PAPER),
-               tag("div", button, padding="2px 12px 10px 12px"), border=f"1px solid {LINE}", border_radius="8px", min_width="300px")
+               tag("div", button, padding="2px 12px 10px 12px"), border=f"1px solid {LINE}", border_radius="8px",
+               min_width="300px")
 
 
 def form_frames(moves: Sequence) -> list[Frame]:

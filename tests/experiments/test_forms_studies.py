@@ -43,7 +43,7 @@ def test_demonstrations_have_the_share_of_mistakes_that_is_asked_for_and_show_tr
 
 def test_scores_by_hand():
     loop = move(FULL, "type name Tom")
-    trails = [[loop, loop, move(FULL, SUBMIT)], [move(EMPTY, "x"), move(EMPTY, "type city Paris"), move(EMPTY, "y"), move(EMPTY, "x")]]
+    trails = [[loop, loop, move(FULL, SUBMIT)], [move(EMPTY, step) for step in ("x", "type city Paris", "y", "x")]]
     assert lab.scores(trails) == {"success": 0.5, "steps": 3.5, "wrong": 5 / 7, "repeated": 2 / 5}
     assert lab.scores([[move(FULL, SUBMIT)]]) == {"success": 1.0, "steps": 1.0, "wrong": 0.0, "repeated": 0.0}
 
