@@ -60,8 +60,8 @@ def mean(values):
 # - **one set of preferences** for each seed: 1,000 comparisons by noisy people. DPO learns from them. The reward model
 #   that all others optimise has learnt from *the same ones*;
 # - **one price**: $\beta = 0.3$ for all that have a $\beta$;
-# - **one judge**: the gold reward, on questions about cities that neither labels nor training ever touched. No method
-#   sees it, with one exception:
+# - **one judge**: the gold reward, on questions about cities that neither the labels nor these trainings touched. No
+#   method sees it, with one exception:
 # - **one budget of tuning**: each method may try two values of one setting, and keeps the one with more gold, on a seed of
 #   its own and on other questions.
 
@@ -79,7 +79,7 @@ def mean(values):
 # **Predict**, and write it down: which method ends with the most gold? Which costs least? Which two will be hard to tell
 # apart?
 #
-# People do not say "+1.8 gold". They say which of two answers they prefer, so win rates are what the field reports.
+# People do not say "two points of gold". They say which of two answers they prefer, so win rates are what the field reports.
 #
 # **Exercise 1 · the win rate** (difficulty 2 of 5, 8 minutes)
 #
@@ -276,10 +276,9 @@ Frontier(placed, start=mean(start_gold))
 #
 # Choose a method and a $\beta$, **predict** where the point will land (more or less KL than the study's? more or less
 # gold?), and run. It takes the setting that the study chose, and the labels of the seed that did the choosing, on the
-# test questions. Then change the two lines and run it again: the points stay.
+# test questions. Then change the line and run the cells from there on again: the points stay.
 
 # %%
-METHOD, BETA = "RLOO", 0.1  # or "REINFORCE", "PPO", "GRPO", "DPO"
 SEED = artifacts.size("methods_online")["validation"]
 
 policy, tokenizer = load_lm("policy_sft")
@@ -289,6 +288,8 @@ judge = lab.Judge(start, "test", artifacts.size("methods_online")["questions"], 
 mine = {}
 
 # %%
+METHOD, BETA = "RLOO", 0.1  # or "REINFORCE", "PPO", "GRPO", "DPO"
+
 chosen = settings[METHOD] | {settings[METHOD]["tune"]: results[METHOD]["chosen"], "beta": BETA}
 del chosen["tune"]
 model, run = lab.trial(METHOD, start, judge, SEED, **chosen)
@@ -483,7 +484,6 @@ if real := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
 # ## Recap
 
 # %%
-best = max(gold, key=lambda name: mean(gold[name]))
 table(["claim of the lecture", "measured on this page"], [
     ("C30: the summary: which method when",
      f"from {mean(start_gold):+.2f}, with the same labels: " + "; ".join(f"{name} {told(gold[name])}" for name in results)
