@@ -68,7 +68,8 @@ class ReplayState:
         frame, now = self.frames[step - 1], step == self.step
         mark, colour = {True: ("✓", BLUE), False: ("✗", ORANGE), None: ("·", MUTED)}[frame.ok]
         number = tag("span", f"{step} {mark} ", color=colour, font_weight="700")
-        return tag("div", number, escape(frame.action[:60] or "(nothing)"), font_family=MONO, font_size="13px", padding="1px 6px", border_radius="4px", color=INK,
+        return tag("div", number, escape(frame.action[:60] or "(nothing)"), font_family=MONO, font_size="13px",
+                   padding="1px 6px", border_radius="4px", color=INK,
                    background=(ORANGE_TINT if frame.ok is False else BLUE_TINT) if now else PAPER,
                    visibility="visible" if step <= self.step else "hidden")
 
