@@ -239,9 +239,9 @@ SIZES = {
         "seconds": 40,
     },
     "agent_research": {
-        "full": dict(seeds=[0, 1, 2], steps=20, count=8, samples=8, lr=2e-4, test=60),
+        "full": dict(seeds=[0, 1, 2], steps=20, count=8, samples=8, lr=1.5e-4, test=80),
         "smoke": dict(seeds=[0, 1], steps=1, count=2, samples=2, lr=2e-4, test=2),
-        "seconds": 140,
+        "seconds": 180,
     },
     "methods_online": {
         "full": dict(JUDGED, methods={name: dict(ONLINE, tune="lr", lr=[3e-4, 6e-4]) for name in ("REINFORCE", "RLOO", "GRPO")}),

@@ -1,6 +1,6 @@
 """Tools for a language model: calls as text, and the environment in which a conversation with tools is an episode.
 
-    the model writes `search("SF")` -> the tool answers `page: San Francisco` -> the model reads both, and writes on
+    the model writes `search("SF")` -> the tool answers `open("San Francisco")`, a link -> the model reads both, and writes on
 
 State = the conversation so far, action = the model's next turn (one call, or the answer), reward = 1 for a right answer.
 Only what the model wrote is an action, so that what a tool said is never trained on.
@@ -65,7 +65,7 @@ ENDS = ("answered", "turns", "context", "cut off")
 
 @dataclass
 class Talk:
-    """One episode: the conversation as messages to read, and as the tokens that the model reads."""
+    """One episode: the conversation as messages for people, and as tokens for the model."""
 
     row: dict                # the question's columns: prompt, answer
     messages: list[dict]
@@ -135,13 +135,15 @@ class ToolUse:
 def tool_turn(tokenizer: PreTrainedTokenizerBase, output: str) -> list[int]:
     """The tokens by which a tool's output goes on after the model's turn, up to where the model writes again.
 
-    The output is text whatever it says: a page that spells "<|end|>" ends nothing.
+    The output is text whatever it says: a page that spells "<|end|>" ends nothing. What a template puts behind the end token
+    of a turn (Qwen's has a line break there) the model did not write: it comes first.
     """
     before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     said = tokenizer.apply_chat_template(before, tokenize=False)
     whole = tokenizer.apply_chat_template([*before, {"role": "tool", "content": "\0"}], tokenize=False,
                                           add_generation_prompt=True)
-    head, tail = whole[len(said):].split("\0")
+    behind = said.rfind(tokenizer.eos_token) + len(tokenizer.eos_token) if tokenizer.eos_token in said else len(said)
+    head, tail = whole[behind:].split("\0")
     ids = [tokenizer(part, add_special_tokens=False, split_special_tokens=part is output)["input_ids"]
            for part in (head, output, tail)]
     return [token for part in ids for token in part]
