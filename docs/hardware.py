@@ -43,6 +43,25 @@ NOTEBOOKS = (  # notebook, what trains, arguments of `estimate`
     ("08 DPO", "16 pairs; reference", dict(algorithm="DPO", rows=32)),
 )
 
+TEXT = """\
+# What fits on which GPU
+
+**Predicted, not measured**: by the formula of `course_lib/memory.py`, which is within 10 % of live tensors for the
+course's model (`tests/test_memory.py`). Written by `python docs/hardware.py`.
+
+- **Lengths**: prompts of {prompt} tokens, answers of {new}; {micro} rows in a forward pass, whatever the batch. Half as many
+  rows need about half of the activations, and no less of anything else.
+- **Numbers**: mixed precision. Weights, gradients and both moments of AdamW in float32, products in bfloat16, in float16
+  with a scaled loss on a T4. Frozen models in float32.
+- **Gradient checkpointing** is on: only the input of each layer is kept.
+- **LoRA** of rank {rank} on all linear layers but the LM head; the reference is the policy without its adapter.
+- Value and reward model have the policy's size. All models of an algorithm are on the GPU at once.
+- **Fits** means: at most {usable} % of the memory. The formula leaves out temporary tensors (the gradient of the logits
+  is the largest), fragmentation and CUDA's own memory.
+
+In the tables, *full* means that all weights can be trained, *LoRA* that an adapter can, *no* that not even this fits.
+"""
+
 
 def config_of(name: str) -> PreTrainedConfig:
     kind, numbers = MODELS[name]
@@ -87,27 +106,11 @@ def verdict(full: float, lora: float, gpu: int) -> str:
 
 def page() -> str:
     """The page as text."""
-    lines = [
-        "# What fits on which GPU",
-        "",
-        "**Predicted, not measured**: by the formula of `course_lib/memory.py`, which is within 10 % of live tensors for the",
-        "course's model (`tests/test_memory.py`). Written by `python docs/hardware.py`.",
-        "",
-        f"- **Lengths**: prompts of {PROMPT} tokens, answers of {NEW}; {MICRO} rows in a forward pass, whatever the batch. Half as",
-        "  many rows need about half of the activations, and no less of anything else.",
-        "- **Numbers**: mixed precision. Weights, gradients and both moments of AdamW in float32, products in bfloat16, in float16",
-        "  with a scaled loss on a T4. Frozen models in float32.",
-        "- **Gradient checkpointing** is on: only the input of each layer is kept.",
-        f"- **LoRA** of rank {RANK} on all linear layers; the reference is the policy without its adapter.",
-        "- Value and reward model have the policy's size. All models of an algorithm are on the GPU at once.",
-        f"- **Fits** means: at most {round(100 * USABLE)} % of the memory. The formula leaves out temporary tensors (the gradient of the logits",
-        "  is the largest), fragmentation and CUDA's own memory.",
-        "",
-        "In the tables, *full* means that all weights can be trained, *LoRA* that an adapter can, *no* that not even this fits.",
-    ]
+    lines = TEXT.format(prompt=PROMPT, new=NEW, micro=MICRO, rank=RANK, usable=round(100 * USABLE)).splitlines()
     for name in MODELS:
         shape = shape_of(config_of(name))
-        lines += ["", f"## {name}", "", f"{parameters(name):,} parameters; an adapter has {adapter_parameters(shape):,}.", "",
+        count, adapter = parameters(name), adapter_parameters(shape)
+        lines += ["", f"## {name}", "", f"{count:,} parameters; an adapter has {adapter:,}.", "",
                   "| notebook | in one step | GB, full | GB, LoRA | " + " | ".join(GPUS) + " |",
                   "| --- | --- | --- | --- |" + " --- |" * len(GPUS)]
         for notebook, what, options in NOTEBOOKS:
