@@ -117,8 +117,8 @@ def page() -> str:
             full, lora = (peak_gb(shape, lora=lora, **options) for lora in (False, True))
             fits = " | ".join(verdict(full, lora, memory) for memory in GPUS.values())
             lines.append(f"| {notebook} | {what} | {full:.1f} | {lora:.1f} | {fits} |")
-    lines += ["", "`python -m course_lib doctor` shows the GPU that is there. When a run is measured on one of these GPUs, its number",
-              "belongs beside the predicted one."]
+    lines += ["", "`python -m course_lib doctor` shows the GPU that is there. A number that was measured on one of these belongs",
+              "beside the predicted one."]
     return "\n".join(lines) + "\n"
 
 
