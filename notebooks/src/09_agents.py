@@ -481,6 +481,7 @@ fig, axes = plots.subplots(1, 2, height=4.2, width_ratios=(1, 1.4))
 plots.line_with_interval(axes[0], range(1, config["steps"] + 1), c29["curves"]["reward"], "reward", marker="none")
 axes[0].set_xlabel("step")
 axes[0].set_ylabel("right answers, training questions")
+axes[0].set_ylim(0, 1.2)
 axes[0].legend()
 bars = {"right": "right", "greedy": "right, greedy", "informed": "read both pages", "valid": "valid calls"}
 places = range(len(bars))
@@ -489,7 +490,7 @@ ends = [plots.interval([run[name] for run in runs]) for name in bars]
 axes[1].bar([i + 0.2 for i in places], [e.mean for e in ends], 0.36, color=plots.PALETTE[0], alpha=0.8, label="GRPO",
             yerr=[[e.mean - e.lo for e in ends], [e.hi - e.mean for e in ends]], capsize=5)
 axes[1].set_xticks(places, [label.replace(" ", "\n", 1) for label in bars.values()])
-axes[1].set_xlabel(f"test questions; mean and 95 % interval of {len(runs)} seeds")
+axes[1].set_xlabel(f"test questions, {len(runs)} seeds")
 axes[1].set_ylabel("share")
 axes[1].set_ylim(0, 1.2)
 axes[1].legend(ncols=2, loc="upper center")
@@ -597,7 +598,7 @@ print(f"right answers with honest pages: {sum(score for _, score in honest.value
 # %%
 from course_lib.teach import real_model
 
-if name := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
+if name := real_model():
     big, words = load_lm(name)
     rows = lab.corrections(lab.act_on(big, words, lab.blanks("train", 8, seed=3), seed=3))
     history = dpo.train(big, words, rows, dpo.DPOConfig(lr=5e-6, batch_size=8))
