@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the loss of pre-training on question/answer pairs, counted on the answer alone.
 
-What a full-scale run has and this file leaves out: packing of conversations.
+What a full-scale run has and this file leaves out: packing of conversations. (An adapter instead of all weights: `lm.lora`.)
 """
 
 from collections.abc import Callable, Sequence
@@ -47,8 +47,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conv
     for i, conversation in enumerate(conversations):
         ids, mask = chat.encode(tokenizer, conversation)
         if not any(mask):
-            raise ValueError(f"conversation {i} has no assistant tokens to learn from: {conversation!r} (does the chat "
-                             "template mark them with {% generation %}?)")
+            raise ValueError(f"conversation {i} has no assistant tokens to learn from: {conversation!r}")
         if len(ids) > max_length:
             raise ValueError(f"conversation {i} has {len(ids)} tokens, more than max_length {max_length}: shorten or drop it")
         examples.append(Example(ids, mask))

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from course_lib.lm.chat import NO_TEMPLATE
 from course_lib.lm.decoding import HFDecoder, LlamaDecoder
 from course_lib.lm.logprobs import accepted, eval_mode, position_ids
+from course_lib.lm.tokenizer import CHAT_TEMPLATE
 
 
 @dataclass
@@ -68,8 +70,8 @@ def sample(
 ) -> Rollouts:
     """Sample completions of each prompt; dropout is off meanwhile, gradients are not recorded.
 
-    prompts: a string is continued as raw text after BOS, never through the chat template; a list of messages goes
-        through the chat template with the generation prompt; a list of token ids is used as it is.
+    prompts: a list of messages goes through the chat template with the generation prompt; a list of token ids is used as
+        it is; a string is continued as raw text after BOS, which chat models refuse (see `encode_prompt`).
     max_new_tokens: a row stops earlier, unfinished, where the model's context is full.
     temperature: divides the logits. 0 is greedy: every chosen token has probability 1, log-prob 0.
     top_k, top_p: keep the k most likely tokens (0: all), then the fewest whose mass reaches p. `logprobs` are then
@@ -226,13 +228,21 @@ def _before(text: str, stop: Sequence[str]) -> str:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict] | list[int]) -> list[int]:
-    """A prompt's token ids, as `sample` reads it."""
+    """A prompt's token ids, as `sample` reads it.
+
+    Raises ValueError for a string where the model was trained to chat: without its template it would answer something, only
+    worse. The course's own models take both, as the first notebooks show.
+    """
     if isinstance(prompt, str):
+        if tokenizer.chat_template not in (None, CHAT_TEMPLATE):
+            raise ValueError(f"this model has a chat template, which a string would bypass: give messages, "
+                             f"[{{'role': 'user', 'content': {prompt[:40]!r}}}], or to continue raw text its token ids, "
+                             f"tokenizer(text)['input_ids']")
         ids, bos = tokenizer(prompt, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]  # never two
     if len(prompt) and isinstance(prompt[0], dict):
         if not tokenizer.chat_template:
-            raise ValueError("messages need a tokenizer with a chat template; give strings or token ids instead")
+            raise ValueError(NO_TEMPLATE)
         return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
     return [int(token) for token in prompt]
 

@@ -89,6 +89,19 @@ def test_pitfall_28_one_bos_and_one_end(tiny_lm):
     assert example.ids[-1] == tokenizer.eos_token_id != example.ids[-2]
 
 
+def test_a_template_of_the_hub_needs_no_marks(tiny_lm):
+    """The same examples, and so the same training, whether the template marks the assistant's words or not."""
+    _, tokenizer = tiny_lm
+    talk = [*sft.qa("Where is SF?", "In CA."), *sft.qa("And LA?", "There, too.")]
+    marked = sft.encode_chat(tokenizer, [talk])
+    for mark in ("{% generation %}", "{% endgeneration %}"):
+        tokenizer.chat_template = tokenizer.chat_template.replace(mark, "")
+    assert sft.encode_chat(tokenizer, [talk]) == marked
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="instruct version, or set tokenizer.chat_template"):
+        sft.encode_chat(tokenizer, [talk])
+
+
 def test_bad_conversations_are_named(tiny_lm):
     _, tokenizer = tiny_lm
     good = sft.qa("a", "b")

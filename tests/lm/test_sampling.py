@@ -200,6 +200,30 @@ def test_pitfall_17_a_string_is_raw_text_and_never_goes_through_the_chat_templat
     assert sample(model, tiny_tokenizer, [""], max_new_tokens=2).prompt_ids.tolist() == [[1]]
 
 
+@pytest.mark.parametrize("reader", ["sample", "preferences", "reward model"])
+def test_pitfall_17_a_string_for_a_chat_model_is_refused_everywhere(tiny_tokenizer, reader):
+    """The course's own template marks the assistant's words, and its models read both; another template means a chat model."""
+    from course_lib.algorithms.dpo import encode_pairs
+    from course_lib.lm.chat import CHATML
+    from course_lib.lm.reward_head import encode_answer
+
+    model = make_lm(tiny_tokenizer)
+    tiny_tokenizer.chat_template = CHATML
+    with pytest.raises(ValueError, match="a string would bypass: give messages.*'content': 'hi'.*raw text its token ids"):
+        if reader == "sample":
+            sample(model, tiny_tokenizer, ["hi"], max_new_tokens=2)
+        elif reader == "preferences":
+            encode_pairs(tiny_tokenizer, [{"prompt": "hi", "chosen": "a", "rejected": "b"}])
+        else:
+            encode_answer(tiny_tokenizer, "hi", "a")
+    raw = tiny_tokenizer("hi")["input_ids"]
+    assert sample(model, tiny_tokenizer, [raw], max_new_tokens=2).prompt_ids.tolist() == [raw]
+    tiny_tokenizer.chat_template = None  # a base model: text is what it is for
+    assert sample(model, tiny_tokenizer, ["hi"], max_new_tokens=2).prompt_ids.tolist() == [[1, *raw]]
+    with pytest.raises(ValueError, match="instruct version, or set tokenizer.chat_template"):
+        sample(model, tiny_tokenizer, [[{"role": "user", "content": "hi"}]], max_new_tokens=2)
+
+
 def test_pitfall_23_rows_stay_with_their_prompt_while_others_are_dropped(tiny_tokenizer):
     rollouts = sample(many_ends(make_lm(tiny_tokenizer)), tiny_tokenizer, PROMPTS, max_new_tokens=6, samples_per_prompt=3)
     assert rollouts.group.tolist() == [i for i in range(len(PROMPTS)) for _ in range(3)]
