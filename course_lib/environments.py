@@ -376,7 +376,7 @@ class Questions:
     def step(self, action: Rollouts) -> Outcome:
         prompts = [row["prompt"] for row in self.current]
         finished = action.finished.tolist()
-        said = [[{"role": "assistant", "content": text}] if isinstance(prompt[0], dict) else text
+        said = [[{"role": "assistant", "content": text}] if prompt and isinstance(prompt[0], dict) else text
                 for prompt, text in zip(prompts, action.texts)]
         columns = {name: [row[name] for row in self.current] for name in self.rows[0] if name != "prompt"}
         rewards = self.reward(prompts=prompts, completions=said, **columns, finished=finished)

@@ -153,6 +153,14 @@ def test_the_table_as_an_agent_says_what_its_list_says():
     assert torch.allclose(sequence_logprob(episodes.logprobs(agent), episodes.mask), model()[ids])
 
 
+def test_an_empty_string_is_a_prompt(tiny_lm):
+    """It is continued from the beginning of a text, and the answer is text."""
+    seen = []
+    agent = LMAgent(*tiny_lm, max_new_tokens=4, precision="fp32")
+    play(agent, Questions([{"prompt": ""}], lambda completions, **_: seen.extend(completions) or [0.0] * len(completions)), count=1)
+    assert len(seen) == 1 and isinstance(seen[0], str)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_pitfalls_06_07_08_the_first_ratio_is_1(tiny_lm, temperature):
     """At the sampling temperature, without dropout, in the same precision: log-probs in training are those of sampling."""

@@ -1,5 +1,6 @@
 """The reward of worked sums."""
 
+import warnings
 from fractions import Fraction
 
 import pytest
@@ -68,6 +69,12 @@ def test_final_answers(text, marker, fallback, value):
 ])
 def test_steps(step, holds):
     assert step_holds(step) is holds
+
+
+def test_odd_steps_are_judged_without_a_warning():
+    with warnings.catch_warnings(action="error"):
+        assert not step_holds("12apples=12")
+        assert not step_holds("5 is 5=5")
 
 
 def test_steps_are_found():
