@@ -19,10 +19,7 @@
 # GRPO and DPO, from one start, one set of preferences, and one gold judge.
 
 # %%
-import html
-
 import torch
-from IPython.display import Markdown, display
 
 from course_lib import artifacts, memory, plots
 from course_lib.checks import check
@@ -30,18 +27,9 @@ from course_lib.experiments import methods as lab
 from course_lib.experiments import rlhf
 from course_lib.lm import load_lm
 from course_lib.store import get
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 
 # %%
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-
-
 def told(values, form="{:+.2f}"):
     """Mean over seeds in words, with its 95 % interval."""
     mean, low, high = plots.interval(values)
@@ -439,7 +427,7 @@ table(["when", "choose", "because", "source"], guide)
 # | RL overcomes some of SFT's issues | good and invented answers (02); what is right now and then becomes the rule (07) |
 # | a reward model captures human preferences | pairs, and when scores do better (04); what it cannot see is exploited (05) |
 # | a rule-based reward for mathematics and code | pass@1 rises; beside it what the start could do already (07) |
-# | regularise with the pre-trained model | the KL stops the slide; it does not raise the peak (05) |
+# | regularise with the pre-trained model | the KL stops the slide (05) |
 # | PPO: conservative, four models | what the clip is worth, and when it is not needed (06) |
 # | GRPO: no value model | three fifths of PPO's memory at 7 B; a length bias to mind (06, 07) |
 # | DPO: supervised, no sampling | the same optimum with all preferences known, another path with few (08) |
@@ -464,21 +452,20 @@ table(["when", "choose", "because", "source"], guide)
 from course_lib.algorithms import grpo
 from course_lib.algorithms.rlhf import RLHFConfig, frozen
 from course_lib.environments import LMAgent, Questions
-from course_lib.teach import real_model
 
-if real := real_model("HuggingFaceTB/SmolLM2-135M-Instruct"):
+if real := scale_up("RLHF", steps=100, rows=32, prompt=24, answer=32, group=4, few=(2, 8)):
     asks = [{"prompt": [{"role": "user", "content": f"Where is {city.city}?"}]} for city in lab.atlas.cities()[:32]]
 
     def brief(prompts, completions, **columns):
         """Minus the words of an answer, in tens."""
         return [-len(text[-1]["content"].split()) / 10 for text in completions]
 
-    common = dict(steps=8, count=4, samples=4, lr=1e-5, beta=0.05)
+    common = dict(steps=real.steps, count=real.rows // 4, samples=4, lr=1e-5, beta=0.05)
     for name, train, config in (("RLOO", lab.rlhf.train, RLHFConfig(**common)),
                                 ("GRPO", grpo.train, grpo.GRPOConfig(**common))):
-        big, words = load_lm(real)
-        history = train(LMAgent(big, words, max_new_tokens=32), Questions(asks, brief), config, reference=frozen(big))
-        print(f"{name}: reward {history[0]['reward']:.2f} to {history[-1]['reward']:.2f}, KL {history[-1]['kl']:.1f} nats")
+        big = frozen(real.model).requires_grad_(True)
+        seen = train(LMAgent(big, real.tokenizer, max_new_tokens=32), Questions(asks, brief), config, reference=frozen(big))
+        print(f"{name}: reward {seen[0]['reward']:.2f} to {seen[-1]['reward']:.2f}, KL {seen[-1]['kl']:.1f} nats")
 
 # %% [markdown]
 # ## Recap
