@@ -12,31 +12,18 @@
 # | | |
 # | --- | --- |
 # | time | about 4 minutes on two CPU cores, 2 minutes on a T4 (estimates, for a filled store) |
-# | starts from | the base model of notebook 01 |
+# | starts from | the base model of notebook 01, the SFT model of notebook 02 |
 # | leaves behind | an agent and the studies of this notebook in the store, if they are not there yet |
 #
 # Two claims of the lecture are measured: wrong steps are useful as negatives, and SFT on corrected steps ignores them
 # (C28); tools can be an RL environment (C29).
 
 # %%
-import html
-
-from IPython.display import Markdown, display
-
 from course_lib import artifacts, plots
 from course_lib.checks import check
-from course_lib.teach import show
+from course_lib.teach import scale_up, show, table
 
 # %%
-def table(head, rows):
-    """Show rows under a head as a table; model text is escaped."""
-    def cell(value):
-        return html.escape(" ".join(str(value).split())).replace("|", "&#124;")
-
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-
-
 def told(values, form="{:+.2f}"):
     """Mean over seeds in words, with its 95 % interval."""
     mean, low, high = plots.interval(values)
@@ -260,9 +247,9 @@ table(["round", "agent", "forms done", "on new cities", "wrong steps", "steps a 
        for number in (0, 1) for name in ("before", *METHODS)])
 
 # %% [markdown]
-# **Explain.** The claim does not hold for every agent. SFT's pull on a corrected step is $1 - \pi(\text{corrected})$: strong where
-# the agent does not know what to do, as in round 1. DPO only asks for a margin, and can widen it by lowering the mistake
-# alone (notebook 08, section 5); what the mistake loses goes to any other step, also to other mistakes. So where
+# **Explain.** The claim does not hold for every agent. SFT's pull on a corrected step is $1 - \pi(\text{corrected})$:
+# strong where the agent does not know what to do, as in round 1. DPO only asks for a margin, and can widen it by lowering the
+# mistake alone (notebook 08, section 5); what the mistake loses goes to any other step, also to other mistakes. So where
 # P(corrected step) has to grow, corrections are the better teacher.
 #
 # In round 2 the agent mostly knows, and what is left are slips. Corrections come from the states in which it slips, and from no
@@ -604,13 +591,11 @@ print(f"right answers with honest pages: {sum(score for _, score in honest.value
 # The functions are the same for a real model: it acts, is corrected, and prefers the corrections.
 
 # %%
-from course_lib.teach import real_model
-
-if name := real_model():
-    big, words = load_lm(name)
-    rows = lab.corrections(lab.act_on(big, words, lab.blanks("train", 8, seed=3), seed=3))
-    history = dpo.train(big, words, rows, dpo.DPOConfig(lr=5e-6, batch_size=8))
-    print(f"{len(rows)} pairs; loss {history[0]['loss']:.3f} at first, {history[-1]['loss']:.3f} at the end")
+if real := scale_up("DPO", steps=60, rows=32, prompt=64, answer=12, few=(3, 8)):
+    orders = lab.blanks("train", real.rows, seed=3)
+    rows = lab.corrections(lab.act_on(real.model, real.tokenizer, orders, seed=3))[: real.steps * real.rows]
+    seen = dpo.train(real.model, real.tokenizer, rows, dpo.DPOConfig(lr=5e-6, batch_size=real.rows))
+    print(f"{len(rows)} pairs; loss {seen[0]['loss']:.3f} at first, {seen[-1]['loss']:.3f} at the end")
 
 # %% [markdown]
 # ## Recap
