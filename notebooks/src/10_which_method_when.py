@@ -413,7 +413,7 @@ table(["when", "choose", "because", "source"], guide)
 # | the reward model is weak | a small n, a large $\beta$, an early stop; more labels | measured in 05; Gao 2022, Coste 2023 |
 # | there are demonstrations | SFT first: what is never sampled cannot be reinforced | measured in 02, 07; Ouyang 2022 |
 # | the model lacks the knowledge | pre-training, a tool, or "I do not know" | measured in 02; Gekhman 2024 |
-# | an agent's errors were corrected | SFT while it knows little; DPO for the slips that are left | first: measured in 09; Qin 2025 |
+# | an agent's errors were corrected | SFT while it knows little, then DPO | SFT measured in 09; Qin 2025 |
 # | a whole product | SFT, then best of n or DPO, then RL, and again | literature: Ouyang 2022, Touvron 2023, Lambert 2024 |
 #
 # If you remember one sequence: **look at samples; best of n to test the reward; DPO if pairs are all you have; RLOO or GRPO
