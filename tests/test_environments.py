@@ -157,7 +157,7 @@ def test_an_empty_string_is_a_prompt(tiny_lm):
     """It is continued from the beginning of a text, and the answer is text."""
     seen = []
     agent = LMAgent(*tiny_lm, max_new_tokens=4, precision="fp32")
-    play(agent, Questions([{"prompt": ""}], lambda completions, **_: seen.extend(completions) or [0.0] * len(completions)), count=1)
+    play(agent, Questions([{"prompt": ""}], lambda completions, **_: seen.extend(completions) or [0.0]), count=1)
     assert len(seen) == 1 and isinstance(seen[0], str)
 
 
