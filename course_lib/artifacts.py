@@ -272,13 +272,13 @@ SIZES = {
         "seconds": 15,
     },
     "agent_forms": {
-        "full": dict(seeds=[0, 1, 2], episodes=100, test=80, go_on="SFT on corrections", conditions={
+        "full": dict(seeds=[0, 1, 2, 3, 4], episodes=100, test=80, go_on="SFT on corrections", conditions={
             "SFT on corrections": dict(method="SFT", epochs=1, lr=3e-4),
-            "the same, 2 passes": dict(method="SFT", epochs=2, lr=3e-4),
+            "SFT, 2 passes": dict(method="SFT", epochs=2, lr=3e-4),
             "DPO on pairs": dict(method="DPO", epochs=1, lr=1e-4)}),
         "smoke": dict(seeds=[0, 1], episodes=2, test=2, go_on="SFT on corrections", conditions={
             "SFT on corrections": dict(method="SFT", batch_size=2), "DPO on pairs": dict(method="DPO", batch_size=2)}),
-        "seconds": 150,
+        "seconds": 210,
     },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",

@@ -208,9 +208,13 @@ def gain(number, measure):
     return [a - b for a, b in zip(values["DPO on pairs"], values["SFT on corrections"])]
 
 # %%
+SHORT = ["before", *(name.replace(", ", ",\n").replace(" on ", " on\n") for name in METHODS)]
+
 fig, axes = plots.subplots(1, 2, height=4.2, sharey=True)
 for number, ax in enumerate(axes):
     plots.bars_with_interval(ax, ["before", *METHODS], measured(number, "success"))
+    ax.set_xticks(range(len(SHORT)), SHORT)
+    ax.set_ylim(bottom=0)
     count = round(sum(run["pairs"] for run in rounds[number]) / len(rounds[number]))
     ax.set_title(f"round {number + 1}: about {count} pairs")
     ax.set_xlabel("trained by")
@@ -231,6 +235,8 @@ fig, axes = plots.subplots(2, 2, height=7.0, sharex=True, sharey="row")
 for column in (0, 1):
     for row, measure in enumerate(("repeated", "mistake")):
         plots.bars_with_interval(axes[row, column], ["before", *METHODS], measured(column, measure))
+        axes[row, column].set_ylim(bottom=0)
+        axes[row, column].set_xticks(range(len(SHORT)), SHORT)
     axes[0, column].set_title(f"round {column + 1}")
     axes[1, column].set_xlabel("trained by")
 axes[0, 0].set_ylabel("share of mistakes that are repetitions")
@@ -254,8 +260,11 @@ table(["round", "agent", "forms done", "on new cities", "wrong steps", "steps a 
 #
 # In round 2 the agent mostly knows, and what is left are slips. Corrections come from the states in which it slips, and from no
 # others: a pass of SFT over these few can carry it away from what it did well, as the last lines below count. DPO
-# stays near its reference, and takes only what it must. That is UI-TARS' order too: SFT first, DPO on top. But three seeds that
-# scatter like these do not show who is ahead in round 2, and SFT with a second pass does well.
+# stays near its reference, and takes only what it must. That is UI-TARS' order too: SFT first, DPO on top. But seeds that
+# scatter like these do not show who is ahead in round 2, and a second pass over the corrections mostly heals what the first one did.
+#
+# So the lecture's "ignores" is half of the truth: SFT never sees the mistake, and makes it rarer all the same, because what the
+# corrected step gains the mistake loses.
 
 # %%
 for name in METHODS:

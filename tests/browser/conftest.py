@@ -46,7 +46,7 @@ GroupViewer([Group("5 + 8?", ["5+8=13 #13", "#12", "<b>", "5+8=12 #12"], [1.1, 0
     """from course_lib.widgets import Frame, Replay
 Replay("A walk", [Frame("a <b>door</b>", "open it", "it is locked", False), Frame("a door", "use the key", "open", True)])""",
     """from course_lib.widgets import Frontier
-Frontier({{"near": [(1, 2.0, 1.8, 2.2, "n = 4")], "far": [(2, 1.5), (4, 3.0)], "<b>": [(3, 0.5)]}}, start=1.0)""",
+Frontier({"near": [(1, 2.0, 1.8, 2.2, "n = 4")], "far": [(2, 1.5), (4, 3.0)], "<b>": [(3, 0.5)]}, start=1.0)""",
 ]
 
 
