@@ -261,7 +261,8 @@ table(["round", "agent", "forms done", "on new cities", "wrong steps", "steps a 
 # In round 2 the agent mostly knows, and what is left are slips. Corrections come from the states in which it slips, and from no
 # others: a pass of SFT over these few can carry it away from what it did well, as the last lines below count. DPO
 # stays near its reference, and takes only what it must. That is UI-TARS' order too: SFT first, DPO on top. But seeds that
-# scatter like these do not show who is ahead in round 2, and a second pass over the corrections mostly heals what the first one did.
+# scatter like these do not show who is ahead in round 2, and a second pass over the corrections mostly heals what the
+# first one did.
 #
 # So the lecture's "ignores" is half of the truth: SFT never sees the mistake, and makes it rarer all the same, because what the
 # corrected step gains the mistake loses.
