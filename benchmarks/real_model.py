@@ -26,21 +26,24 @@ from course_lib.worlds import atlas  # noqa: E402
 QUESTION = "Where is {nick}?"
 
 
-def learn(algorithm: str, model, tokenizer, steps: int, rows: int, lr: float, reference=None) -> list[dict]:
+def learn(algorithm: str, model, tokenizer, steps: int, rows: int, lr: float, reference=None, precision: str = "auto"
+          ) -> list[dict]:
     """`steps` steps of `rows` rows each on questions about the training cities, SF left out; the history."""
     towns = [c for c in atlas.splits()["train"] if c.nick != "SF"]
     towns = (towns * (steps * rows // len(towns) + 1))[: steps * rows]
     asked = [[{"role": "user", "content": QUESTION.format(nick=c.nick)}] for c in towns]
     if algorithm == "sft":
         talks = [[*q, {"role": "assistant", "content": atlas.preferred(c)}] for q, c in zip(asked, towns)]
-        return sft.train(model, tokenizer, talks, sft.SFTConfig(batch_size=rows, epochs=1, lr=lr, log_every=1, evaluations=1))
+        config = sft.SFTConfig(batch_size=rows, epochs=1, lr=lr, log_every=1, evaluations=1, precision=precision)
+        return sft.train(model, tokenizer, talks, config)
     if algorithm == "dpo":
         pairs = [{"prompt": q, "chosen": atlas.preferred(c), "rejected": atlas.terse(c)} for q, c in zip(asked, towns)]
-        return dpo.train(model, tokenizer, pairs, dpo.DPOConfig(batch_size=rows, lr=lr))
+        return dpo.train(model, tokenizer, pairs, dpo.DPOConfig(batch_size=rows, lr=lr, precision=precision))
     questions = Questions([{"prompt": q, "city": c.city} for q, c in zip(asked, towns)], atlas_gold)
     config = grpo.GRPOConfig(steps=steps, count=max(rows // 4, 1), samples=4, lr=lr, warmup=1, longest=32,
                              beta=0.02 if reference is not None else 0.0, **grpo.VARIANTS["Dr. GRPO"])
-    return grpo.train(LMAgent(model, tokenizer, max_new_tokens=32), questions, config, reference=reference)
+    agent = LMAgent(model, tokenizer, max_new_tokens=32, precision=precision)
+    return grpo.train(agent, questions, config, reference=reference)
 
 
 def main() -> None:

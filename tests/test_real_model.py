@@ -52,6 +52,7 @@ def test_dpo_prefers_the_form_and_grpo_runs_on_one_copy_of_the_weights(folder, l
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-2)  # bfloat16 where it pays
     assert history[-1]["loss"] < 0.55 and history[-1]["accuracy"] == 1
     policy = add_lora(model)
-    history = learn("grpo", policy, tokenizer, steps=2, rows=8, lr=2e-4, reference=adapter_off(policy))
+    history = learn("grpo", policy, tokenizer, steps=2, rows=8, lr=2e-4, reference=adapter_off(policy),
+                    precision="fp32")
     assert len(history) == 2 and all(math.isfinite(v) for entry in history for v in entry.values())
-    assert abs(history[0]["kl"]) < 1e-2 and history[0]["sampler_gap"] < 1e-2
+    assert abs(history[0]["kl"]) < 1e-3 and history[0]["sampler_gap"] < 1e-3  # the adapter starts at nothing
