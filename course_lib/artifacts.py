@@ -3,6 +3,7 @@
 `SIZES` is the whole tuning of the course's experiments, at full size and for the rehearsal (COURSE_SMOKE=1).
 """
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -586,21 +587,30 @@ def _dpo_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
-def _research_start(folder: Path, progress) -> None:
-    from course_lib.experiments.research import start
-    from course_lib.lm.model import load_lm, save_lm
+def _agent_start(world: str, model: str) -> Callable[[Path, object], None]:
+    """SFT of `model` on the traces of `experiments.<world>`: where that world's agent starts."""
+    def build(folder: Path, progress) -> None:
+        from course_lib.lm.model import load_lm, save_lm
 
-    model, tokenizer = load_lm("sft")
-    history = start(model, tokenizer, **size("research_start"))
-    save_lm(folder, model, tokenizer)
-    save_json(folder / "result.json", {"history": history})
+        policy, tokenizer = load_lm(model)
+        history = _experiments(world).start(policy, tokenizer, **size(f"{world}_start"))
+        save_lm(folder, policy, tokenizer)
+        save_json(folder / "result.json", {"history": history})
+
+    return build
 
 
-def _agent_research(folder: Path, progress) -> None:
-    from course_lib.experiments.research import study
-    from course_lib.lm.model import load_lm
+def _agent_study(world: str) -> Callable[[Path, object], None]:
+    def build(folder: Path, progress) -> None:
+        from course_lib.lm.model import load_lm
 
-    save_json(folder / "result.json", study(*load_lm("research_start"), **size("agent_research")))
+        save_json(folder / "result.json", _experiments(world).study(*load_lm(f"{world}_start"), **size(f"agent_{world}")))
+
+    return build
+
+
+def _experiments(world: str):
+    return importlib.import_module(f"course_lib.experiments.{world}")
 
 
 def _methods_study(name: str) -> Callable[[Path, object], None]:
@@ -619,23 +629,6 @@ def _methods_study(name: str) -> Callable[[Path, object], None]:
     return build
 
 
-def _forms_start(folder: Path, progress) -> None:
-    from course_lib.experiments.forms import start
-    from course_lib.lm.model import load_lm, save_lm
-
-    model, tokenizer = load_lm("base")
-    history = start(model, tokenizer, **size("forms_start"))
-    save_lm(folder, model, tokenizer)
-    save_json(folder / "result.json", {"history": history})
-
-
-def _agent_forms(folder: Path, progress) -> None:
-    from course_lib.experiments.forms import study
-    from course_lib.lm.model import load_lm
-
-    save_json(folder / "result.json", study(*load_lm("forms_start"), **size("agent_forms")))
-
-
 _BUILD = {"base": _base, "sft": _sft, "policy_sft": _policy_sft, "answers": _answers, "reward_model": _reward_model,
           **{name: _start(name) for name in STARTS}}
 _BUILD |= {name: _reinforce_study(name) for name in SIZES if name.startswith("reinforce")}
@@ -644,7 +637,7 @@ _BUILD |= {name: _rlhf_study(name) for name in SIZES if name.startswith("rlhf")}
 _BUILD |= {name: _grpo(name) for name in SIZES if name.startswith("grpo")}
 _BUILD |= {name: _ppo_study(name) for name in SIZES if name.startswith("ppo")}
 _BUILD |= {name: _dpo_study(name) for name in SIZES if name.startswith("dpo")}
-_BUILD |= {"research_start": _research_start, "agent_research": _agent_research, "forms_start": _forms_start,
-           "agent_forms": _agent_forms}
+_BUILD |= {"research_start": _agent_start("research", "sft"), "forms_start": _agent_start("forms", "base"),
+           **{f"agent_{world}": _agent_study(world) for world in ("research", "forms")}}
 _BUILD |= {name: _methods_study(name) for name in SIZES if name.startswith("methods")}
 _BUILD |= {name: _study(name) for name in SIZES if name not in _BUILD}

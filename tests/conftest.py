@@ -1,9 +1,13 @@
 """Fixtures that all tests share. torch is imported only by tests that use it."""
 
+import importlib.util
 import os
 import signal
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a job in the background; tests of Ctrl-C need the default
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -87,3 +91,12 @@ def tiny_lm(tiny_tokenizer):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
     return model.eval(), tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def build():
+    """`notebooks/build.py` as a module."""
+    spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -90,14 +90,6 @@ def test_widgets_and_figures_work_with_colabs_front_end(tmp_path):
 # ---- the first cell --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def build():
-    spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def run(build, monkeypatch):
     """Runs the cell as a machine would that has no course_lib yet, and returns the commands that it started."""

@@ -1,13 +1,9 @@
 """The build script as a module, and a small source that it builds once."""
 
-import importlib.util
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SAMPLE = '''\
 # %% [markdown]
@@ -52,14 +48,6 @@ display(IntSlider())
 with Output():
     print("into a widget")
 '''
-
-
-@pytest.fixture(scope="session")
-def build():
-    spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
