@@ -53,7 +53,7 @@ def _value(node: ast.expr) -> Fraction:
 def step_holds(step: str) -> bool:
     """Whether a worked step such as "13-7=6" is a true equation of numbers."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # Python has words to say about "12apples"
+        with warnings.catch_warnings(action="ignore"):  # Python has words to say about "1if 1else 2"
             left, right = (_value(ast.parse(side.strip(), mode="eval").body) for side in step.split("="))
     except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
         return False

@@ -73,7 +73,7 @@ def test_steps(step, holds):
 
 def test_odd_steps_are_judged_without_a_warning():
     with warnings.catch_warnings(record=True, action="always") as said:  # as an error it would be a syntax error, and caught
-        assert not step_holds("12apples=12") and not step_holds("5 is 5=5")
+        assert not step_holds("1if 1else 2=1")
     assert not said
 
 
