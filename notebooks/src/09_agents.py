@@ -214,11 +214,11 @@ fig, axes = plots.subplots(1, 2, height=4.2, sharey=True)
 for number, ax in enumerate(axes):
     plots.bars_with_interval(ax, ["before", *METHODS], measured(number, "success"))
     ax.set_xticks(range(len(SHORT)), SHORT)
-    ax.set_ylim(bottom=0)
     count = round(sum(run["pairs"] for run in rounds[number]) / len(rounds[number]))
     ax.set_title(f"round {number + 1}: about {count} pairs")
     ax.set_xlabel("trained by")
 axes[0].set_ylabel("forms done")
+axes[0].set_ylim(bottom=0)
 plots.finish(fig, f"Forms done, DPO minus SFT on the same corrections: round 1 {told(gain(0, 'success'))}, round 2 "
                   f"{told(gain(1, 'success'))}.")
 for number in (0, 1):
@@ -235,12 +235,13 @@ fig, axes = plots.subplots(2, 2, height=7.0, sharex=True, sharey="row")
 for column in (0, 1):
     for row, measure in enumerate(("repeated", "mistake")):
         plots.bars_with_interval(axes[row, column], ["before", *METHODS], measured(column, measure))
-        axes[row, column].set_ylim(bottom=0)
         axes[row, column].set_xticks(range(len(SHORT)), SHORT)
     axes[0, column].set_title(f"round {column + 1}")
     axes[1, column].set_xlabel("trained by")
 axes[0, 0].set_ylabel("share of mistakes that are repetitions")
 axes[1, 0].set_ylabel("P(the same mistake | its state)")
+for ax in axes[:, 0]:
+    ax.set_ylim(bottom=0)
 plots.finish(fig, "DPO minus SFT on the same corrections: P(the same mistake) " + ", ".join(
     f"{told(gain(number, 'mistake'))} in round {number + 1}" for number in (0, 1)) + "; share of repetitions " + ", ".join(
     f"{told(gain(number, 'repeated'))} in round {number + 1}" for number in (0, 1)) + ".")
