@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms.processes import backward, begin, gathered, record, share, total, within_memory
-from course_lib.algorithms.training import (drop_checkpoint, make_optimizers, pad_right, resume, save_checkpoint, take_step,
-                                            warmup_cosine)
+from course_lib.algorithms.training import Checkpoints, make_optimizers, pad_right, resume, take_step, warmup_cosine
 from course_lib.lm.device import autocast
 from course_lib.lm.logprobs import completion_logprobs
 from course_lib.lm.sampling import Rollouts, encode_prompt
@@ -209,7 +208,8 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
                 seen.append(logp.detach())
         return loss, torch.cat(seen)
 
-    with Progress(label, total=len(plan), seconds=seconds) as progress:
+    with (Progress(label, total=len(plan), seconds=seconds) as progress,
+          Checkpoints(checkpoint, model, optimizers, config, config.checkpoint_every) as checkpoints):
         progress.update(done)
         for step, batch in enumerate(plan[done:], done):
             drift = 0.0
@@ -222,11 +222,8 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
             norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
             entry = measures(gathered(logp), gathered(ref[share(batch).to(ref.device)]), config.beta)
             record(history, {"step": step + 1, "loss": loss, **entry, "grad_norm": norm, "lr": lr} | measure(step + 1))
-            if checkpoint and (step + 1) % config.checkpoint_every == 0:
-                save_checkpoint(checkpoint, model, optimizers, {
-                    "config": repr(config), "step": step + 1, "history": history})
+            checkpoints.after(step + 1, history=history)
             progress.update(loss=loss)
-    drop_checkpoint(checkpoint)
     return history
 
 

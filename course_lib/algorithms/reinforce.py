@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.algorithms.processes import backward, begin, gathered, own_seed, share, total, track, within_memory
-from course_lib.algorithms.training import drop_checkpoint, resume, save_checkpoint, take_step
+from course_lib.algorithms.training import Checkpoints, resume, take_step
 from course_lib.environments import Agent, Environment, Episodes, play
 from course_lib.objectives import leave_one_out, policy_gradient_loss, sequence_logprob
 from course_lib.progress import Progress
@@ -148,18 +148,17 @@ class Run:
         """(step, learning rate) of each step, from 0, or from where a killed run had come to."""
         if 0 in self.looks and not self.done:
             self.history.append({"step": 0} | self.watch(0))
-        with Progress(self.label, total=self.config.steps, seconds=self.seconds) as progress:
+        every = self.config.checkpoint_every
+        with (Progress(self.label, total=self.config.steps, seconds=self.seconds) as progress,
+              Checkpoints(self.checkpoint, self.models, self.optimizers, self.config, every) as checkpoints):
             progress.update(self.done)
             for step in range(self.done, self.config.steps):
                 yield step, learning_rate(step, self.config)
                 if step + 1 in self.looks:
                     self.history[-1] |= self.watch(step + 1)
                 track(self.history[-1])
-                if self.checkpoint and (step + 1) % self.config.checkpoint_every == 0:
-                    save_checkpoint(self.checkpoint, self.models, self.optimizers, {
-                        "config": repr(self.config), "step": step + 1, "history": self.history, "kept": self.kept})
+                checkpoints.after(step + 1, history=self.history, kept=self.kept)
                 progress.update(reward=self.history[-1]["reward"])
-        drop_checkpoint(self.checkpoint)
 
     def log(self, measured: dict[str, float], **more: float) -> None:
         """The history's entry of the step that is under way."""

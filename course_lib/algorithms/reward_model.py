@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from course_lib.algorithms.processes import backward, begin, record, share, total, within_memory
-from course_lib.algorithms.training import (drop_checkpoint, make_optimizers, resume, save_checkpoint, take_step,
-                                            warmup_cosine)
+from course_lib.algorithms.training import Checkpoints, make_optimizers, resume, take_step, warmup_cosine
 from course_lib.lm.device import autocast
 from course_lib.lm.reward_head import RewardModel, Scored, encode_answer
 from course_lib.objectives import bradley_terry, expected_calibration_error, plackett_luce
@@ -157,7 +156,8 @@ def train(model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Sequence
     done, history = state.get("step", 0), state.get("history", [])
     look = {round(i * steps / max(evaluations, 1)) for i in range(evaluations + 1)} if watch else set()
     try:
-        with Progress(label, total=steps, seconds=seconds) as progress:
+        with (Progress(label, total=steps, seconds=seconds) as progress,
+              Checkpoints(checkpoint, model, optimizers, config, config.checkpoint_every) as checkpoints):
             progress.update(done)
             for step, batch in enumerate(order[done:], done):
                 if step == 0 in look:
@@ -171,13 +171,10 @@ def train(model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Sequence
                     record(history, entry | watch(step + 1))
                 elif step % config.log_every == 0 or step + 1 == steps:
                     record(history, entry)
-                if checkpoint and (step + 1) % config.checkpoint_every == 0:
-                    save_checkpoint(checkpoint, model, optimizers, {
-                        "config": repr(config), "step": step + 1, "history": history})
+                checkpoints.after(step + 1, history=history)
                 progress.update(loss=loss)
     finally:
         model.eval()
-    drop_checkpoint(checkpoint)
     return history
 
 

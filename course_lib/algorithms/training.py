@@ -6,6 +6,8 @@ which tokens count.
 
 import math
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from course_lib.algorithms.processes import (backward, begin, parameters_of, rank, record, restore_scale, scale_state,
-                                             share, sum_gradients, total, unscale, wait, within_memory)
+from course_lib.algorithms.processes import (backward, begin, largest, parameters_of, rank, record, restore_scale,
+                                             scale_state, share, sum_gradients, total, unscale, wait, within_memory)
 from course_lib.files import load_json, save_json
 from course_lib.lm.device import autocast
 from course_lib.objectives import shift, token_losses
-from course_lib.progress import Progress
+from course_lib.progress import Progress, say
 
 
 class TrainingDiverged(RuntimeError):
@@ -156,6 +158,55 @@ def drop_checkpoint(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class Checkpoints:
+    """The checkpoints of a run: one every `every` steps, and one when it is interrupted.
+
+        with Checkpoints(folder, model, optimizers, config, every) as checkpoints:
+            for step in range(done, steps):
+                ...
+                checkpoints.after(step + 1, history=history)
+
+    Ctrl-C inside the block waits for the step that is under way, which is saved before KeyboardInterrupt is raised; pressed
+    again it is raised at once. A run that ends removes its folder. folder: None for a run that saves nothing, where Ctrl-C
+    is what it always is.
+    """
+
+    def __init__(self, folder: Path | None, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], config, every: int):
+        self.folder, self.model, self.optimizers, self.config, self.every = folder, model, optimizers, config, every
+        self._asked, self._before = False, None
+
+    def __enter__(self) -> "Checkpoints":
+        main = threading.current_thread() is threading.main_thread()  # no other thread receives signals
+        if self.folder and main and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def _interrupt(self, *_) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def after(self, step: int, **state) -> None:
+        """`step` steps are done; `state` is what the run needs to go on from here, besides weights and optimizers."""
+        if not self.folder:
+            return
+        asked = bool(largest(float(self._asked)))  # the processes of a run stop after the same step
+        if asked or step % self.every == 0:
+            save_checkpoint(self.folder, self.model, self.optimizers, {"config": repr(self.config), "step": step, **state})
+        if asked:
+            if rank() == 0:
+                say(f"interrupted: saved after step {step} in {self.folder}; the same run goes on from there")
+            raise KeyboardInterrupt
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if kind is None and self._asked:
+            raise KeyboardInterrupt  # it came after the last step: what was saved stays
+        if kind is None:
+            drop_checkpoint(self.folder)
+
+
 # ---- the next-token loop ---------------------------------------------------------------------------------------------
 
 Batch = tuple[Tensor, Tensor]  # ids (B, T) and mask (B, T) bool: True where the token itself is to be predicted
@@ -259,7 +310,8 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
 
     model.train()
     try:
-        with Progress(label, total=steps, seconds=seconds) as progress:
+        with (Progress(label, total=steps, seconds=seconds) as progress,
+              Checkpoints(checkpoint, model, optimizers, config, config.checkpoint_every) as checkpoints):
             if not done:
                 measure(0)
             progress.update(done)
@@ -275,14 +327,11 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
                 if step % config.log_every == 0 or step + 1 == steps:
                     record(history, {"step": step + 1, "tokens": tokens, "loss": loss, "lr": lr, "grad_norm": norm})
                 measure(step + 1)
-                if checkpoint and (step + 1) % config.checkpoint_every == 0:
-                    save_checkpoint(checkpoint, model, optimizers, {
-                        "config": repr(config), "step": step + 1, "tokens": tokens, "history": history})
+                checkpoints.after(step + 1, tokens=tokens, history=history)
                 progress.update(loss=loss)
     except TrainingDiverged as error:
         kept = f"; the last good checkpoint is in {checkpoint}" if checkpoint and Path(checkpoint).exists() else ""
         raise TrainingDiverged(f"{error}{kept}") from None
     finally:
         model.eval()
-    drop_checkpoint(checkpoint)
     return history

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -203,6 +204,24 @@ def test_a_killed_run_goes_on_to_the_same_history(tiny_lm, tmp_path, name):
     assert history == expected and min(looked) == 3  # nothing was done again that had been saved
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters()))
     assert not (tmp_path / "c").exists()
+
+
+def press_ctrl_c(step):
+    if step == 2:
+        signal.raise_signal(signal.SIGINT)
+    return {"seen": step}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ctrl_c_loses_no_step_of_a_run_that_saves_itself(tiny_lm, tmp_path, name):
+    (model, tokenizer), run = tiny_lm, RUNS[name]
+    first, second = copy.deepcopy(model), copy.deepcopy(model)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, tokenizer, watch=press_ctrl_c, checkpoint=tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "state.json").read_text())["step"] == 2
+    looked = []
+    run(second, tokenizer, watch=lambda step: looked.append(step) or {"seen": step}, checkpoint=tmp_path / "c")
+    assert min(looked) == 3
 
 
 @pytest.mark.parametrize("name", RUNS)

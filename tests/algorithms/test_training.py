@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 import math
 import signal
 
@@ -109,17 +110,42 @@ def test_a_bad_gradient_leaves_the_weights_alone(model):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_ctrl_c_passes_on_and_training_continues_from_the_checkpoint(model, tmp_path):
-    """A real SIGINT, in the middle of a step."""
+def test_ctrl_c_saves_the_step_under_way_and_training_continues_from_it(model, tmp_path):
+    """A real SIGINT, in the middle of a step, far from the next regular checkpoint."""
+    settings = config(epochs=2, checkpoint_every=100)
     whole, first, second = (copy.deepcopy(model) for _ in range(3))
-    pretrain.train(whole, DOCUMENTS, config(epochs=2))
-    calls = itertools.count()
-    first.model.norm.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 7 else None)
+    pretrain.train(whole, DOCUMENTS, settings)
+    calls, before = itertools.count(), signal.getsignal(signal.SIGINT)
+    first.model.norm.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 6 else None)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.train(first, DOCUMENTS, config(epochs=2), checkpoint=tmp_path / "c")
-    assert not first.training and (tmp_path / "c" / "state.json").exists()
-    pretrain.train(second, DOCUMENTS, config(epochs=2), checkpoint=tmp_path / "c")
+        pretrain.train(first, DOCUMENTS, settings, checkpoint=tmp_path / "c")
+    assert not first.training and signal.getsignal(signal.SIGINT) is before
+    assert json.loads((tmp_path / "c" / "state.json").read_text())["step"] == 7
+    pretrain.train(second, DOCUMENTS, settings, checkpoint=tmp_path / "c")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters()))
+
+
+def test_ctrl_c_twice_does_not_wait_for_the_step(model, tmp_path):
+    calls = itertools.count()
+
+    def press(*_):
+        if next(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("went on")
+
+    model.model.norm.register_forward_hook(press)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(model, DOCUMENTS, config(epochs=2), checkpoint=tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "state.json").read_text())["step"] == 4
+
+
+def test_ctrl_c_is_as_ever_where_nothing_is_saved(model):
+    calls = itertools.count()
+    model.model.norm.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 5 else None)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(model, DOCUMENTS, config(epochs=2))
+    assert next(calls) == 6  # the step that was under way did not end
 
 
 def test_pitfall_19_bf16_products_leave_the_weights_in_float32(model):
