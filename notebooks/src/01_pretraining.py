@@ -357,8 +357,9 @@ for i, prompt in enumerate(PROMPTS):
 # Does your loss jump near the start? That is no bug: while the learning rate climbs, a step can be too long for where the
 # model stands. Clipping and the next steps bring it back. (Try half the `lr`: calmer, and slower.)
 #
-# Read the samples from top to bottom: any token at all, then the frequent ones, then form: sentences about cities, equations, lines of
-# Python. What is *true* comes last. A model of this size, with this little text, may never get there.
+# Read the samples from top to bottom: any token at all, then the frequent ones, then form: sentences about cities,
+# equations, lines of Python. What is *true* comes last. A model of this size, with this little text, may never get
+# there.
 #
 # ## 6 · How good can it get? The floor (C2)
 #

@@ -387,8 +387,8 @@ new_fact = sft.qa(where(nick=unseen[0].nick), atlas.preferred(unseen[0]))
 LossMask(tokenizer, new_fact, live)
 
 # %% [markdown]
-# The words of the form (`usually refers to`, `city in`) come cheap in both. What is dear is what the model cannot know: the
-# place. Even to copy an abbreviation that it has never met can cost it something. Over all of the cities:
+# The words of the form (`usually refers to`, `city in`) come cheap in both. What is dear is what the model cannot know:
+# the place. Even to copy an abbreviation that it has never met can cost it something. Over all of the cities:
 
 # %%
 from course_lib.lm import token_logprobs
@@ -449,9 +449,9 @@ print("With new facts in place of known ones, accuracy on other known cities is 
       "the effect of Gekhman et al. shows." if lost.lo > 0 else "that cannot be told from chance.")
 
 # %% [markdown]
-# **Explain.** The form is the same either way, and both kinds of pairs teach it. But look at what the pairs reward. A known
-# fact rewards looking up what is stored, and that skill serves every other city. A new fact cannot be looked up; what
-# lowers its loss is to name *some* place, and that is a skill too.
+# **Explain.** The form is the same either way, and both kinds of pairs teach it. But look at what the pairs reward. A
+# known fact rewards looking up what is stored, and that skill serves every other city. A new fact cannot be looked
+# up; what lowers its loss is to name *some* place, and that is a skill too.
 
 # %% [markdown]
 # ## 7 · Hallucination: form without knowledge (C7)
@@ -639,8 +639,8 @@ table(["whose likelihood", "rank correlation with gold"], [
     ("a perfect imitator", f"{imitation:+.2f}")])
 
 # %% [markdown]
-# What likelihood prefers before SFT comes from the corpus, which is written in full sentences. The better it
-# imitates, the more it prefers what people commonly say. How good an answer is plays no part in either.
+# What likelihood prefers before SFT comes from the corpus, which is written in full sentences. The better it imitates,
+# the more it prefers what people commonly say. How good an answer is plays no part in either.
 #
 # Now all quiz cities and several seeds, beside a **reward** that was learnt from comparisons: simulated people said
 # which of two answers they like better. It sees the very same model's hidden states. Best-of-n draws n answers and

@@ -605,15 +605,17 @@ plots.finish(fig, f"On other cities the gold reward goes from {study['start']['g
 
 # %% [markdown]
 # **Explain.** Nobody showed the model a good answer here. It said many things, the reward told better from worse, and
-# what was better became more likely. The form was there before: a quarter of the answers that it was fine-tuned on
-# have it. Compare with notebook 02: SFT imitates what is common; REINFORCE moves towards what is *good*, as the reward sees it.
+# what was better became more likely. The form was there before: a quarter of the answers that it was fine-tuned on have
+# it. Compare with notebook 02: SFT imitates what is common; REINFORCE moves towards what is *good*, as the reward sees
+# it.
 #
 # ## 8 · What goes wrong (C12)
 #
 # *"Very hard to get right"*: let us break it. First on the list of all answers, where an end can be judged exactly. A
 # constant is added to all rewards. It changes no optimum, only what a learner without a baseline makes of it.
 #
-# **Predict.** Rewards that are all positive, around zero, all negative: which one kills REINFORCE without a baseline?
+# **Predict.** Rewards that are all positive, on both sides of zero, never above it: which one kills REINFORCE without a
+# baseline?
 
 # %%
 small = artifacts.result("reinforce_letters")
@@ -633,9 +635,9 @@ table(["baseline", "added to all rewards", f"reward at the end (best: {small['be
 
 # %% [markdown]
 # **Explain.** With all rewards *positive* every answer that is sampled rises, and so is sampled more often: whatever
-# came first wins. The policy becomes sure of something mediocre, and then sees nothing else. With no reward
-# *above* 0 what is sampled falls, which keeps it looking around. On forty answers that is harmless: what
-# is left must be one of the forty. Now the language model, whose other answers are gibberish.
+# came first wins. The policy becomes sure of something mediocre, and then sees nothing else. With no reward *above* 0
+# what is sampled falls, which keeps it looking around. On forty answers that is harmless: what is left must be one of
+# the forty. Now the language model, whose other answers are gibberish.
 
 # %%
 def worse(run):
@@ -682,15 +684,15 @@ table(["question", "the start", "leave-one-out", bad], [
         study["says"], main["says"], conditions[bad]["says"])])
 
 # %% [markdown]
-# **Explain.** Compare the first two rows. At the moderate learning rate a baseline has little to repair: the rubric puts
-# its zero in a good place, as section 6 measured. Now the two rows with twice that rate. Lower all rewards by a constant,
-# and without a baseline most runs end as wrecks, while leave-one-out cannot even see the constant.
+# **Explain.** Compare the first two rows. At the moderate learning rate a baseline has little to repair: the rubric
+# puts its zero in a good place, as section 6 measured. Now the two rows with twice that rate. Lower all rewards by a
+# constant, and without a baseline most runs end below their start, while leave-one-out cannot even see the constant.
 #
-# There are two ways down. *Too little variety*: as the reward rises, the entropy falls, and what is never said
-# cannot be reinforced; that is how the small runs ended. *Too much*: an answer that is pushed down gives its
-# probability to all others, and nearly all strings are gibberish; that is how the language model ended. A baseline
-# repairs what the level of the rewards does. It does not repair a step that is too large: there, leave-one-out breaks
-# as well. What bounds the step is the subject of PPO; what keeps the model near its start, of RLHF's KL term.
+# There are two ways down. *Too little variety*: as the reward rises, the entropy falls, and what is never said cannot
+# be reinforced; that is how the small runs ended. *Too much*: an answer that is pushed down gives its probability to
+# all others, and nearly all strings are gibberish; that is how the language model ended. A baseline repairs what the
+# level of the rewards does. It does not repair a step that is too large: there, leave-one-out breaks as well. What
+# bounds the step is the subject of PPO; what keeps the model near its start, of RLHF's KL term.
 #
 # ## Where this breaks
 #

@@ -375,10 +375,10 @@ plots.finish(fig, f"Under wrong questions the accuracy of the trained model chan
 # %% [markdown]
 # **Explain.** What is easy to see, a judge learns from few labels: form, and how many places an answer names. What is
 # left is truth, and truth takes knowledge: that SF is San Francisco and lies in California. Some of it is inside the
-# policy: how *likely* it finds each name helps (compare with what ten times as many labels brought). Its hidden states hold it in
-# a shape that a reward model has to learn to read, city by city. And where the policy itself does not know a place,
-# nothing made from it can. Nor does the model need the *question* much, since most answers repeat the abbreviation.
-# Remember this for notebook 05: what the reward model cannot see, the policy is free to do.
+# policy: how *likely* it finds each name helps (compare with what ten times as many labels brought). Its hidden states
+# hold it in a shape that a reward model has to learn to read, city by city. And where the policy itself does not know a
+# place, nothing made from it can. Nor does the model need the *question* much, since most answers repeat the
+# abbreviation. Remember this for notebook 05: what the reward model cannot see, the policy is free to do.
 #
 # ## 8 · Rankings: many comparisons from one reading (C15)
 #
@@ -545,7 +545,8 @@ table(["answer", "reward", "gold"], [(t, f"{s:+.2f}", f"{g:+.1f}") for t, s, g i
 
 # %% [markdown]
 # **Explain.** Nobody ever compared such texts, so nothing in the data says what they are worth; the model extends what
-# it has learnt. A policy that is trained against it will look for exactly these places, and each answer it samples is a try.
+# it has learnt. A policy that is trained against it will look for exactly these places, and each answer it samples is a
+# try.
 #
 # ## Where this breaks
 #
