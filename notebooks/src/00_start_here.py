@@ -8,7 +8,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for models that are in the store already) |
+# | time | under 1 minute on two CPU cores, as long on a T4 (estimates, for models that are in the store already) |
 # | starts from | nothing |
 # | leaves behind | the base model and the SFT model in the store, if they are not there yet |
 #

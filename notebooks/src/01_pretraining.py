@@ -8,7 +8,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 1 to 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for models that are in the store already) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for models that are in the store already) |
 # | starts from | nothing |
 # | leaves behind | the base model and the scaling study in the store, if they are not there yet |
 #
@@ -354,11 +354,12 @@ for i, prompt in enumerate(PROMPTS):
         print(f"  step {step:4}: {' '.join(texts[i].split())[:76]}")
 
 # %% [markdown]
-# A short jump of the loss near the start is no bug: while the learning rate climbs, a step can be too long for where the
+# Does your loss jump near the start? That is no bug: while the learning rate climbs, a step can be too long for where the
 # model stands. Clipping and the next steps bring it back. (Try half the `lr`: calmer, and slower.)
 #
-# In the samples: any token at all, then the frequent ones, then form: sentences about cities, equations, lines of
-# Python. What is *true* comes last. A model of this size, with this little text, may never get there.
+# Read the samples from top to bottom: any token at all, then the frequent ones, then form: sentences about cities,
+# equations, lines of Python. What is *true* comes last. A model of this size, with this little text, may never get
+# there.
 #
 # ## 6 · How good can it get? The floor (C2)
 #
@@ -472,8 +473,8 @@ finish(fig, f"Most is left to learn in {order[0]}: {first.mean:.1f} [{first.lo:.
             f"nats per document; least in {order[-1]}: {last.mean:.1f} [{last.lo:.1f}, {last.hi:.1f}].")
 
 # %% [markdown]
-# A bar below 0 is no magic: there the model expects the kind more often than it comes, and pays for that with the other
-# kinds. Only the mean over the whole mixture, the divergence, can never be negative.
+# A bar below 0, should there be one, is no magic: there the model expects the kind more often than it comes, and pays for
+# that with the other kinds. Only the mean over the whole mixture, the divergence, can never be negative.
 #
 # ## 7 · More data, bigger models (C3)
 #
@@ -546,7 +547,7 @@ for i, tokens in enumerate(read):
 
 # %% [markdown]
 # Read the lines, not the slogan: size helps where the table says so, and only there. The smallest corpus is a few steps of
-# training, in which no model gets far.
+# training: what is compared there is how fast a model sets off, not how much it can hold.
 #
 # ## 8 · Sampling: temperature and top-k
 #

@@ -12,7 +12,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | the base model of notebook 01 |
 # | leaves behind | the SFT model and four studies in the store, if they are not there yet |
 #
@@ -387,7 +387,8 @@ new_fact = sft.qa(where(nick=unseen[0].nick), atlas.preferred(unseen[0]))
 LossMask(tokenizer, new_fact, live)
 
 # %% [markdown]
-# The form costs next to nothing in both; compare the tokens of the place. Over all of the cities:
+# The words of the form (`usually refers to`, `city in`) come cheap in both. What is dear is what the model cannot know:
+# the place. Even to copy an abbreviation that it has never met can cost it something. Over all of the cities:
 
 # %%
 from course_lib.lm import token_logprobs
@@ -444,13 +445,13 @@ table(["SFT on", "trained facts right", "other cities right", "other cities made
       [(f"{kind} facts", *map(share, last[kind].values())) for kind in last])
 lost = plots.interval([k - u for k, u in zip(last["known"]["other"], last["unknown"]["other"])])
 print("With new facts in place of known ones, accuracy on other known cities is lower by",
-      f"{lost.mean:.0%},\n95 % interval {lost.lo:.0%} to {lost.hi:.0%}:",
+      f"{100 * lost.mean:.0f} points,\n95 % interval {100 * lost.lo:.0f} to {100 * lost.hi:.0f}:",
       "the effect of Gekhman et al. shows." if lost.lo > 0 else "that cannot be told from chance.")
 
 # %% [markdown]
-# **Explain.** Either way the model learns the form within a few epochs. But look at what the pairs reward. A known
-# fact rewards looking up what is stored, and that skill serves every other city. A new fact cannot be looked up; what
-# lowers its loss is to name *some* place, and that is a skill too.
+# **Explain.** The form is the same either way, and both kinds of pairs teach it. But look at what the pairs reward. A
+# known fact rewards looking up what is stored, and that skill serves every other city. A new fact cannot be looked
+# up; what lowers its loss is to name *some* place, and that is a skill too.
 
 # %% [markdown]
 # ## 7 · Hallucination: form without knowledge (C7)
@@ -516,7 +517,7 @@ table(["refusals in SFT", "cities", *KINDS], [
     for name, group in (("never told", unseen), ("known", quiz))])
 
 # %% [markdown]
-# **Predict.** As the dose of "I do not know" grows, two things move. Which one is the price?
+# **Predict.** As the dose of "I do not know" grows, the model should make up less. What might be the price?
 
 # %%
 c7 = artifacts.result("abstention")
@@ -638,7 +639,7 @@ table(["whose likelihood", "rank correlation with gold"], [
     ("a perfect imitator", f"{imitation:+.2f}")])
 
 # %% [markdown]
-# What likelihood prefers before SFT comes from the corpus, which is written in full sentences. The more it imitates,
+# What likelihood prefers before SFT comes from the corpus, which is written in full sentences. The better it imitates,
 # the more it prefers what people commonly say. How good an answer is plays no part in either.
 #
 # Now all quiz cities and several seeds, beside a **reward** that was learnt from comparisons: simulated people said
@@ -662,7 +663,7 @@ mean = {name: plots.interval(values).mean for name, values in (bars | given).ite
 plots.finish(fig, f"Rank correlation with the gold rubric: {mean['likelihood']:+.2f} for likelihood, "
                   f"{mean['learnt reward']:+.2f} for the learnt reward. Mean gold score: "
                   f"{mean['one sample']:+.2f} for one sample, {mean[best]:+.2f} for the {best}.")
-print("Likelihood does tell true from false: for", share(c8["true over false"]), "of the cities it prefers")
+print("Does likelihood tell true from false? For", share(c8["true over false"]), "of the cities it prefers")
 print("the true answer to a false one of the same form.")
 
 # %% [markdown]

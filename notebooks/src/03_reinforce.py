@@ -12,7 +12,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | `policy_sft`: the base model, fine-tuned on answers as people give them: some good, most not |
 # | leaves behind | that model and four studies in the store, if they are not there yet |
 #
@@ -489,8 +489,8 @@ plots.finish(fig, f"At a mean reward of 6 leave-one-out has {ratio[6.0]['rloo']:
 # baseline is the better one. The batch mean *looks* best, but its estimate is shorter, too: it is $(1 - 1/n)$ times
 # leave-one-out. That is a smaller step, not a better direction.
 #
-# **Predict.** Now the real model. Its rewards on the atlas lie between -5 and 4, their mean is around 1 at the start
-# and around 3 after 20 steps of REINFORCE. Where will leave-one-out help most?
+# **Predict.** Now the real model. The rubric pays -5 to 4 points; the mean is above 0 at the start, and higher after 20
+# steps of REINFORCE (the titles of the next figure say how high). Where will leave-one-out help most?
 
 # %%
 measured = artifacts.result("reinforce_variance")
@@ -512,9 +512,9 @@ plots.finish(fig, f"Relative to no baseline, leave-one-out (RLOO) has {times[0]}
                   f"training and {times[1]} times after it.")
 
 # %% [markdown]
-# Did you expect that? With the rewards as they are, a baseline gains nothing, although the mean reward is well above
-# 0; at the start it even costs something. Moved up or down by 5, rewards without a baseline have several times the
-# variance, and leave-one-out does not notice. To see why, look at single answers: their reward, and how far they move
+# Did you expect that? At the start the mean reward is not 0, and still leave-one-out costs something. (Does it gain
+# anything after training?) Moved up or down by 5, rewards without a baseline have more than twice the variance of
+# leave-one-out, which does not notice the move. To see why, look at single answers: their reward, and how far they move
 # the model for the same advantage, $\lVert \nabla \log p(a) \rVert^2$.
 
 # %%
@@ -534,7 +534,7 @@ plots.finish(fig, f"The best constant baseline, weighted by the size of each ans
                   f"after training, where the mean reward is {entry['score']:.1f}.")
 
 # %% [markdown]
-# **Explain.** Poor answers are long and surprising, so they have by far the largest $\nabla \log p$; good ones are
+# **Explain.** Poor answers are long and surprising, so as a rule their $\nabla \log p$ is large; good ones are
 # likely, and small. The variance is least when the *large* gradients are multiplied by something near 0, and the
 # rubric happens to put its 0 among the poor answers: the best constant is a mean weighted by $\lVert \nabla \log p
 # \rVert^2$, and lies well below the plain one. No rule says that the zero of a reward lies in such a good place. A
@@ -605,15 +605,17 @@ plots.finish(fig, f"On other cities the gold reward goes from {study['start']['g
 
 # %% [markdown]
 # **Explain.** Nobody showed the model a good answer here. It said many things, the reward told better from worse, and
-# what was better became more likely. The form was there before, in about a quarter of its answers. Compare with
-# notebook 02: SFT imitates what is common; REINFORCE moves towards what is *good*, as the reward sees it.
+# what was better became more likely. The form was there before: a quarter of the answers that it was fine-tuned on have
+# it. Compare with notebook 02: SFT imitates what is common; REINFORCE moves towards what is *good*, as the reward sees
+# it.
 #
 # ## 8 · What goes wrong (C12)
 #
 # *"Very hard to get right"*: let us break it. First on the list of all answers, where an end can be judged exactly. A
 # constant is added to all rewards. It changes no optimum, only what a learner without a baseline makes of it.
 #
-# **Predict.** Rewards that are all positive, around zero, all negative: which one kills REINFORCE without a baseline?
+# **Predict.** Rewards that are all positive, on both sides of zero, never above it: which one kills REINFORCE without a
+# baseline?
 
 # %%
 small = artifacts.result("reinforce_letters")
@@ -633,9 +635,9 @@ table(["baseline", "added to all rewards", f"reward at the end (best: {small['be
 
 # %% [markdown]
 # **Explain.** With all rewards *positive* every answer that is sampled rises, and so is sampled more often: whatever
-# came first wins. The policy becomes sure of something mediocre, and then sees nothing else. With all rewards
-# *negative* everything that is sampled falls, which keeps it looking around. On forty answers that is harmless: what
-# is left must be one of the forty. Now the language model, whose other answers are gibberish.
+# came first wins. The policy becomes sure of something mediocre, and then sees nothing else. With no reward *above* 0
+# what is sampled falls, which keeps it looking around. On forty answers that is harmless: what is left must be one of
+# the forty. Now the language model, whose other answers are gibberish.
 
 # %%
 def worse(run):
@@ -667,8 +669,8 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", nco
 entropy = {name: [sum(seed[i] for seed in run["entropy"]) / len(run["entropy"]) for i in (0, -1)]
            for name, run in conditions.items()}
 first, last = entropy["leave-one-out"]
-plots.finish(fig, f"With leave-one-out the entropy of an answer falls from {first:.1f} to {last:.1f} nats while the "
-                  f"reward rises; without a baseline and with all rewards negative it goes to "
+plots.finish(fig, f"With leave-one-out the entropy of an answer goes from {first:.1f} to {last:.1f} nats; "
+                  f"without a baseline and with all rewards negative it goes to "
                   f"{entropy['none, rewards - 5, 2 x lr'][1]:.1f}.")
 
 # %% [markdown]
@@ -682,15 +684,15 @@ table(["question", "the start", "leave-one-out", bad], [
         study["says"], main["says"], conditions[bad]["says"])])
 
 # %% [markdown]
-# **Explain.** At the moderate learning rate no baseline does as well as leave-one-out: the rubric puts its zero in a
-# good place, as section 6 measured. Move all rewards by a constant and it is a wreck, while leave-one-out sees no
-# difference.
+# **Explain.** Compare the first two rows. At the moderate learning rate a baseline has little to repair: the rubric
+# puts its zero in a good place, as section 6 measured. Now the two rows with twice that rate. Lower all rewards by a
+# constant, and without a baseline most runs end below their start, while leave-one-out cannot even see the constant.
 #
-# There are two ways down. *Too little variety*: the entropy falls with every successful step, and what is never said
-# cannot be reinforced; that is how the small runs ended. *Too much*: an answer that is pushed down gives its
-# probability to all others, and nearly all strings are gibberish; that is how the language model ended. A baseline
-# repairs what the level of the rewards does. It does not repair a step that is too large: there, leave-one-out breaks
-# as well. What bounds the step is the subject of PPO; what keeps the model near its start, of RLHF's KL term.
+# There are two ways down. *Too little variety*: as the reward rises, the entropy falls, and what is never said cannot
+# be reinforced; that is how the small runs ended. *Too much*: an answer that is pushed down gives its probability to
+# all others, and nearly all strings are gibberish; that is how the language model ended. A baseline repairs what the
+# level of the rewards does. It does not repair a step that is too large: there, leave-one-out breaks as well. What
+# bounds the step is the subject of PPO; what keeps the model near its start, of RLHF's KL term.
 #
 # ## Where this breaks
 #

@@ -12,7 +12,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | `policy_sft`: the base model, fine-tuned on answers as people give them: some good, most not |
 # | leaves behind | its answers, a reward model and three studies in the store, if they are not there yet |
 #
@@ -117,6 +117,8 @@ marks = [who.rate(shown, question["city"], random.Random(i)) for i, who in enume
 table(["answer", "gold", *(f"person {i + 1}" for i in range(4))],
       [(text, f"{worth:+.1f}", *(f"{column[k]:+.1f}" for column in marks))
        for k, (text, worth) in enumerate(zip(shown, gold(question, shown)))])
+every = torch.tensor([worth for row in pool["test"] for worth in gold(row, row["answers"])])
+print(f"The gold scores of all that the policy said have a standard deviation of {every.std():.1f} points.")
 
 # %% [markdown]
 # Read a column, and you know what that person likes. Read across, and you mostly learn who was asked.
@@ -152,8 +154,8 @@ for k, width in enumerate(wander):
 # the lecture's claim is true where scales wander, and false where they do not. What real people are like is an
 # empirical question; the papers that the lecture cites measured it, and found that they wander.
 #
-# (The learners here are linear, so that only the labels differ. The answers' gold scores have a standard deviation of
-# about 2 points.)
+# (The learners here are linear, so that only the labels differ. Is a scale that wanders by so many points a bad one?
+# Compare with the standard deviation of the gold scores, below the table of the four people.)
 #
 # ## 4 · The preference loss (C15)
 #
@@ -285,8 +287,8 @@ table(["who judges", "accuracy on new cities"], [
     ("the ceiling: gold itself", f"{studies.ceiling_of(exam):.1%}")])
 
 # %% [markdown]
-# The same with the labels of real people from section 2, yours included (C16). The reward of the lecture's two answers
-# before and after:
+# The same with the labels of real people from section 2, yours included (C16). The rewards of the three answers of
+# section 5, before and after:
 
 # %%
 from_people = train_live(people_said[: 8 if smoke() else None])
@@ -341,6 +343,8 @@ before_last = max(len(counts) - 3, 0)
 tenth, last = (plots.interval(best[k]).mean for k in (before_last, -1))
 print(f"From {counts[before_last]} to {counts[-1]} comparisons it gains {last - tenth:+.1%};",
       f"the gap to the ceiling is {ceiling - last:.1%}.")
+seen, both = (plots.interval(heads["curve"][view][-1]).mean for view in ("surface", studies.BEST))
+print(f"Likelihood, looked at beside the surface, brings {both - seen:+.1%} without a single label more.")
 
 # %% [markdown]
 # ### What is in the gap?
@@ -371,10 +375,10 @@ plots.finish(fig, f"Under wrong questions the accuracy of the trained model chan
 # %% [markdown]
 # **Explain.** What is easy to see, a judge learns from few labels: form, and how many places an answer names. What is
 # left is truth, and truth takes knowledge: that SF is San Francisco and lies in California. Some of it is inside the
-# policy: how *likely* it finds each name helps, far more than ten times as many labels do. Its hidden states hold it in
-# a shape that a reward model has to learn to read, city by city. And where the policy itself does not know a place,
-# nothing made from it can. Nor does the model need the *question* much, since most answers repeat the abbreviation.
-# Remember this for notebook 05: what the reward model cannot see, the policy is free to do.
+# policy: how *likely* it finds each name helps (compare with what ten times as many labels brought). Its hidden states
+# hold it in a shape that a reward model has to learn to read, city by city. And where the policy itself does not know a
+# place, nothing made from it can. Nor does the model need the *question* much, since most answers repeat the
+# abbreviation. Remember this for notebook 05: what the reward model cannot see, the policy is free to do.
 #
 # ## 8 · Rankings: many comparisons from one reading (C15)
 #
@@ -541,15 +545,16 @@ table(["answer", "reward", "gold"], [(t, f"{s:+.2f}", f"{g:+.1f}") for t, s, g i
 
 # %% [markdown]
 # **Explain.** Nobody ever compared such texts, so nothing in the data says what they are worth; the model extends what
-# it has learnt. A policy that is trained against it will look for exactly these places, and it has millions of tries.
+# it has learnt. A policy that is trained against it will look for exactly these places, and each answer it samples is a
+# try.
 #
 # ## Where this breaks
 #
-# - **Reading at padding**: a wrong column gives every short answer the same meaningless reward. Section 5 showed it.
+# - **Reading at padding**: a wrong column gives every answer but the longest a meaningless reward. Section 5 showed it.
 # - **Equal answers after truncation**: the pair teaches nothing, silently. `rm.encode` refuses it.
 # - **Whitening each batch**: a reward brought to mean 0 in every batch can never rise. The course keeps constants.
 # - **Annotators with a taste**: people who like long or confident answers make a reward model that does.
-# - **Several passes**: accuracy stands still, probabilities become too sure.
+# - **Several passes**: the loss on the labels goes on falling, and the probabilities become too sure.
 
 # %%
 group = annotators.people(8, seed=0, length=0.3, confident=1.5)

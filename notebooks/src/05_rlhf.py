@@ -11,9 +11,9 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 3 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | a policy fine-tuned on answers as people give them, and reward models trained on few comparisons |
-# | leaves behind | four studies in the store, if they are not there yet |
+# | leaves behind | those reward models and five studies in the store, if they are not there yet |
 #
 # Three claims of the lecture are measured: the optimised reward rises while the answers get worse (C17), the KL term
 # keeps the policy near the pre-trained model (C19), and what it makes dear and what unlikely (C20).
@@ -106,6 +106,8 @@ def align(agent, environment, reference, beta, *, steps, lr, count=1, samples=25
 # **Predict** its two limits: what is $p^*$ for $\beta \to \infty$, and for $\beta \to 0$?
 #
 # **Exercise 2 · the optimum** (difficulty 1 of 5, 4 minutes)
+#
+# *Goal: the formula above in logarithms, where nothing overflows.*
 
 # %%
 def rlhf_optimum(logref, rewards, beta):
@@ -184,7 +186,8 @@ plots.finish(fig, f"With the KL in the reward the policy reaches the closed form
 #
 # **Exercise 3 · k3** (difficulty 1 of 5, 4 minutes)
 #
-# *`torch.expm1(x)` is $e^x - 1$ without the rounding error where x is small, as it is in the first steps of a run.*
+# *Goal: an estimate that is right on average and never negative.* `torch.expm1(x)` is $e^x - 1$ without the rounding error
+# where x is small, as it is in the first steps of a run.
 
 # %%
 def kl_estimate(logprobs, reference):
@@ -304,7 +307,7 @@ table(["question", "what the policy says now", "learned", "gold"],
       [(q, said, f"{r:+.1f}", f"{g:+.1f}") for q, _, said, r, g in proxy.said[::8]])
 
 # %% [markdown]
-# Is this one unlucky run? Below, every seed has *its own* people, labels and reward model.
+# Whatever your run did, it is a single one. Below, every seed has *its own* people, labels and reward model.
 
 # %%
 free, remedies = artifacts.result("rlhf_hacking")["beta 0"], artifacts.result("rlhf_remedies")
@@ -434,7 +437,8 @@ KLMap(cheat, policy, tokenizer,
 #
 # **Exercise 4 · the best of n** (difficulty 3 of 5, 10 minutes)
 #
-# *The best of n is a, or something worse than a, with probability $P(R \le R(a))^n$.*
+# *Goal: the distribution that choosing makes.* The best of n is a, or something worse than a, with probability
+# $P(R \le R(a))^n$.
 
 # %%
 def best_of_n(p, reward, n):
@@ -528,6 +532,8 @@ plots.finish(fig, f"Mean gold is highest for the best of {bon['n'][top]} ({mean_
 # Four remedies on the same problem: the KL; **stopping early**, at the KL where the *other* seeds had their best gold
 # (so no run chooses its own end by peeking); **more labels** for the reward model; and the **minimum of an ensemble**,
 # which an answer can only please by pleasing all of its members.
+#
+# **Predict** their order. Which of them change *what* is optimised, and which only *how far*?
 
 # %%
 bars = {"before RL": [sum(row[4] for row in run["first"]) / len(run["first"]) for run in free],
