@@ -12,7 +12,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 3 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | three models that were fine-tuned on imperfect examples: two for word problems, one for functions |
 # | leaves behind | three studies in the store, if they are not there yet |
 #

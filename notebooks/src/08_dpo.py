@@ -11,7 +11,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | the policy of notebook 05, and the comparisons that trained its reward models |
 # | leaves behind | three studies in the store, if they are not there yet |
 #
