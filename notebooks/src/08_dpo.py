@@ -209,8 +209,8 @@ plots.finish(fig, f"The two end at the same place: at most {wide:.3f} apart in t
 # %% [markdown]
 # **Explain.** Line 6 is the reward model's loss in other letters, so DPO inherits its errors. An answer that was seen
 # once and won is, by maximum likelihood, infinitely good: its reward grows without bound, and no $\beta$ makes up for an
-# infinite reward. A reward model generalises and stops early, so it seldom goes that far; a table does at once. Section 7
-# comes back to it.
+# infinite reward. A reward model generalises and stops early, so it seldom goes that far; a table does at once. "Where this
+# breaks" comes back to it.
 #
 # ## 3 · On a language model
 #
