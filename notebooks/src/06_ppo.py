@@ -260,11 +260,11 @@ table(["", "first quarter", "second", "third", "last"],
       [["explained variance, held-out answers", *(f"{share:.2f}" for share in fit["by_part"])]])
 
 # %% [markdown]
-# **Explain.** Hardly any of it, in any part: from so few answers this critic has learnt the mean score and little else. To
-# do better it would have to check the arithmetic. A value model is as hard to train as a reward model, and gets a far
-# poorer signal: that is what GRPO's authors saw when they dropped it. Move $\lambda$ below, over a wrong answer and a
-# right one: with a flat $V$, $\lambda = 1$ spreads the surprise at the end over all tokens, and $\lambda = 0$ leaves
-# all of it to the last one.
+# **Explain.** A share near 0 says that the critic has learnt the mean score and little else. To do better it would have
+# to check the arithmetic, and a thousand answers do not teach it that. A value model is as hard to train as a reward
+# model, and gets a far poorer signal: that is what GRPO's authors saw when they dropped it. Move $\lambda$ below, over a
+# wrong answer and a right one: the flatter $V$ is, the more evenly $\lambda = 1$ spreads the surprise at the end over all
+# tokens, and the more of it $\lambda = 0$ leaves to the last one.
 
 # %%
 episodes = play(agent, Questions(starts.sum_rows("test", 40), reward), count=20, samples=2, seed=3)
@@ -423,12 +423,12 @@ table(["run", "learning rate", "approx KL of a batch's last update, nats a token
 # **Explain.** Importance weights are right on average and wild in the particular: each step without a clip follows
 # ratios that its own last step has made, and the policy leaves the region in which the batch says anything about it.
 # The clip stops a token once it has moved far enough, so that four epochs learn *more* than one at a rate at which four
-# epochs without a clip ruin the model.
+# epochs without a clip lose what the start could do.
 #
 # What it does not do: make a learning rate harmless. A clipped token gets no gradient, but the step that carried it
-# past the edge was taken, and Adam's momentum takes it further. At the larger rate every kind of run ends below its
-# start on average. And compared with REINFORCE, which takes a single step, PPO is not the more stable one: it gets more
-# out of each answer.
+# past the edge was taken, and Adam's momentum takes it further. At the larger rate REINFORCE and PPO end below their
+# start on average, with the clip too. And compared with REINFORCE, which takes a single step, PPO is not the more stable
+# one: it gets more out of each answer.
 #
 # The critic brings nothing here, and its explained variance says why: it stays near 0. A batch of 64 answers a step is
 # too little to learn from what a right answer looks like; a whitened advantage has the batch's mean as its baseline
@@ -451,7 +451,8 @@ table(["one switch at a time", "chance right at the end, over seeds", "differenc
 
 # %% [markdown]
 # Read the intervals before the means: a detail whose interval holds 0 has not shown here that it matters, in either
-# direction. Most of such lists were never measured one by one.
+# direction. Most of such lists were never measured one by one. One that does matter is the early stop in the place of the
+# clip: it sees a step that went too far once it has been taken.
 #
 # ## 6 · All four models at work
 #
@@ -498,10 +499,13 @@ axes[1].set_xlabel("four epochs a batch")
 axes[1].set_ylabel("held-out stories solved, one sample")
 plots.finish(fig, f"Held-out stories solved by a sample: {solved['start'][0]:.2f} at the start, "
                   f"{spread(solved['clip'])} with the clip, {spread(solved['no clip'])} without.")
+greedy = {name: spread([run["greedy"] for run in sums[name]]) for name in ("clip", "no clip")}
+print(f"By the greedy answer: {sums['start']['greedy']:.2f} at the start, {greedy['clip']} with the clip, "
+      f"{greedy['no clip']} without.")
 
 # %% [markdown]
-# The samples get better with the clip. The greedy answer does not: it got *worse* in these short runs, with and without
-# the clip (`greedy` in `sums`), although it was the best thing the start could say. Notebook 07 takes that up.
+# The samples get better with the clip. The greedy answer, the best thing that the start could say, need not: see what
+# became of it in these short runs. Notebook 07 takes that up.
 #
 # ## Where this breaks
 #

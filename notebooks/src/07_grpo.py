@@ -12,7 +12,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 3 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | three models that were fine-tuned on imperfect examples: two for word problems, one for functions |
 # | leaves behind | three studies in the store, if they are not there yet |
 #
@@ -188,8 +188,9 @@ at_start = measured(start)
 print("  ".join(f"{name} {rate:.0%}" for name, rate in at_start.items()))
 
 # %% [markdown]
-# **Explain.** About one sample in four is right. Yet the likeliest answer mostly is, and so is at least one of eight
-# samples. The model *can* do it; it seldom does. This is what reinforcement learning needs: something to reinforce.
+# **Explain.** Compare the first number with the other two. A sample is seldom right; yet the likeliest answer mostly is,
+# and so is at least one of eight samples. The model *can* do it. This is what reinforcement learning needs: something to
+# reinforce.
 #
 # ## 3 · The group's advantage (C24)
 #
@@ -310,8 +311,8 @@ rows = [(name, f"{getattr(counted, name) / 1e6:.2f} MB", f"{getattr(formula, nam
 table(["the policy's", "live tensors", "formula"], rows)
 
 # %% [markdown]
-# **Explain.** The loss is 0 from beginning to end: at ratio 1 it is minus the mean advantage, which is 0 by
-# construction. It says nothing about progress. Watch the reward.
+# **Explain.** The loss is 0 from beginning to end, up to rounding: at ratio 1 it is minus the mean advantage, which is 0
+# by construction. It says nothing about progress. Watch the reward.
 #
 # `grpo.train` is the same loop with the switches of section 6, several updates a batch, a reference, and no forward
 # pass for answers whose advantage is 0:
@@ -395,10 +396,11 @@ plots.finish(fig, f"From first to last step the reward rises in {up} of {len(run
 # %% [markdown]
 # **Explain.** Read the three rows of each start together. Where the start is *noisy*, its likeliest answer was right
 # most of the time, and pass@1 climbs towards that: mostly, RL **sharpens** here, it makes the model do what it already
-# could, and greedy gains less. Where the start is *weak*, the likeliest answer itself was wrong more often than not, and
-# it gains most: there RL **teaches**, because right answers that were one among many become the rule. In all cases it
-# works with what the start can sample. A problem with a pass@k of 0 has nothing to reinforce, and pass@8 has little room
-# to rise. Falling entropy is the price, and greedy accuracy that falls while pass@1 rises is the early alarm.
+# could, and greedy gains less. Where the start is *weak*, the likeliest answer itself was often wrong, and greedy gains
+# more: there RL **teaches**, because right answers that were one among many become the rule. In all cases it works with
+# what the start can sample. A problem with a pass@k of 0 has nothing to reinforce, and pass@8 has little room to rise.
+# Falling entropy is the price, and greedy accuracy that falls while pass@1 rises is the early alarm: look for it in the
+# table of the live run, which is far shorter.
 #
 # ## 6 · What came after: the length of an answer (C24)
 #
@@ -474,8 +476,8 @@ for name, study in studies.items():
 #   problems.
 # - **Nothing left to learn.** When most groups are all right, most samples are wasted: DAPO's dynamic sampling.
 # - **The rule is not what you mean.** Right numbers from wrong steps earn the full point here.
-# - **Too fast.** With `lr=3e-4` and no decay, the live run above loses greedy accuracy while its mean reward rises. Try
-#   it, and print the three rates.
+# - **Too fast.** A run may lose greedy accuracy while its mean reward rises. Give the live run `lr=3e-4, final_lr=1.0`, a
+#   higher rate without decay, and compare its three rates.
 # - **Small groups.** The mean of 4 answers is a noisy baseline, and their standard deviation a noisier one.
 # - **Entropy collapse.** Sharpening ends exploration: pass@8 may fall below the start's. Look at it.
 #

@@ -11,7 +11,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 2 minutes on two CPU cores, 1 minute on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | the policy of notebook 05, and the comparisons that trained its reward models |
 # | leaves behind | three studies in the store, if they are not there yet |
 #
@@ -209,8 +209,8 @@ plots.finish(fig, f"The two end at the same place: at most {wide:.3f} apart in t
 # %% [markdown]
 # **Explain.** Line 6 is the reward model's loss in other letters, so DPO inherits its errors. An answer that was seen
 # once and won is, by maximum likelihood, infinitely good: its reward grows without bound, and no $\beta$ makes up for an
-# infinite reward. A reward model generalises and stops early, so it seldom goes that far; a table does at once. Section 7
-# comes back to it.
+# infinite reward. A reward model generalises and stops early, so it seldom goes that far; a table does at once. "Where this
+# breaks" comes back to it.
 #
 # ## 3 · On a language model
 #
@@ -288,9 +288,9 @@ print(f"the same by log pi alone: {implicit_accuracy(after_unseen, 0 * after_uns
       f"DPO: {implicit_accuracy(known_unseen, 0 * known_unseen, 1.0):.3f}")
 
 # %% [markdown]
-# **Explain.** The last line is a surprise: the reference, which nobody has told anything, may judge as well as what it
-# learnt. Here people happen to like what it says often, and dislike its rare slips. The implicit reward divides that habit
-# out: it holds only what the labels have *added*. $\log \pi$ has both. Ask which of them you want to know.
+# **Explain.** Compare the last line with the one above it. The reference, which nobody has told anything, may judge about as
+# well as the implicit reward: people here happen to like what it says often, and dislike its rare slips. The implicit reward
+# divides that habit out: it holds only what the labels have *added*. $\log \pi$ has both. Ask which of them you want to know.
 #
 # And as a policy? The same questions, before and after, side by side:
 
@@ -376,11 +376,11 @@ print(f"Your live run: gold {now['gold']:+.2f} at a KL of {now['kl']:.1f}, with 
 # point; here they do not have to. RLHF asks its reward model about answers that nobody has compared, thousands of them,
 # and can exploit every error it finds. DPO never looks beyond the labels; what it believes about any other answer is
 # whatever the network generalises. That is a proxy too, and it can be over-optimised just the same: look for a gold
-# that falls while the KL grows (Rafailov et al. 2024 measured it at scale). Seeds differ in their labels alone, and
-# they differ a lot: a thousand noisy verdicts are few. The learning rate counts as much as $\beta$: one pass ends
-# wherever it has carried the policy, and going far on few labels costs gold (your live run took smaller steps). Compare
-# the ends: the best on the way is a maximum over small batches for RLHF, which flatters it. Where RLHF ends higher at a
-# like KL, look for the reason in section 6: it always learns from what the policy says now.
+# that falls while the KL grows (Rafailov et al. 2024 measured it at scale). Seeds differ in their labels alone:
+# how far apart they end shows how few a thousand noisy verdicts are. The learning rate counts as well as $\beta$: one pass
+# ends wherever it has carried the policy, and going far on few labels may cost gold (your live run took smaller steps).
+# Compare the ends: the best on the way is a maximum over small batches for RLHF, which flatters it. Where RLHF ends higher
+# at a like KL, look for the reason in section 6: it always learns from what the policy says now.
 #
 # ## 5 · Both fall (C27)
 #
@@ -553,7 +553,7 @@ for name in ("sigmoid", "ipo"):
 #   `dpo.train` takes the model as it is when you call it; some libraries reload it from disk.
 # - **Both sides are the same after truncation**: no gradient, and nobody notices. `dpo.train` refuses, and names the row.
 # - **Length.** $\log \pi$ of an answer is a sum over its tokens: a long answer can have a wide margin for many small
-#   reasons, and answers tend to grow. An average is no remedy but another loss (SimPO).
+#   reasons, and answers may grow: count the words. An average is no remedy but another loss (SimPO).
 # - **Pairs of somebody else's answers.** If the reference would never say them, its log-probabilities there are noise, and
 #   so are the margins. SFT on the chosen answers first is what Rafailov et al. (2023) advise.
 # - **A margin that grows says nothing about the text**: read samples, and log the KL.

@@ -6,14 +6,14 @@
 # > Give model to access browser and code execution environment. Create RL datasets that browsing and code execution.
 #
 # **You will be able to** say what changes when a language model takes many steps in an environment instead of giving one
-# answer, turn an agent's mistakes into preference pairs, train on them by DPO, and say when the mistakes are worth more than
-# their corrections.
+# answer, turn an agent's mistakes into preference pairs, train on them by DPO, say when corrections alone teach it more, and
+# let an agent with tools learn from its last line alone.
 #
 # | | |
 # | --- | --- |
-# | time | about 4 minutes on two CPU cores, 2 minutes on a T4 (estimates, for a filled store) |
+# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | the base model of notebook 01, the SFT model of notebook 02 |
-# | leaves behind | an agent and the studies of this notebook in the store, if they are not there yet |
+# | leaves behind | two agents and two studies in the store, if they are not there yet |
 #
 # Two claims of the lecture are measured: wrong steps are useful as negatives, and SFT on corrected steps ignores them
 # (C28); tools can be an RL environment (C29).
@@ -85,9 +85,10 @@ print(f"the agent on {len(test)} forms: {before['wrong']:.0%} of its steps are w
       f"done, {before['steps']:.1f} steps a form")
 
 # %% [markdown]
-# **Explain.** Steps multiply: an agent that is right nine times out of ten is a fine question answerer and a poor clerk.
-# Here is one episode, and another one to move through. (A mistake can be made again: the screen has not changed, and this
-# agent remembers nothing else.)
+# **Explain.** Three mistakes are forgiven here, so the first slips cost next to nothing, and then success falls steeply. Where
+# none is forgiven, steps multiply: who is right nine times out of ten gets four steps right two times out of three, a fine
+# question answerer and a poor clerk. Here is one episode, and another one to move through. (A mistake can be made again: the
+# screen has not changed, and this agent remembers nothing else.)
 
 # %%
 def screen(form):
@@ -188,7 +189,7 @@ print("; ".join(f"{name}: {repeated_errors(some):.0%} of its mistakes are repeti
 # From the store: each seed has its own forms to practise on and to be tested on. The first round starts from the agent
 # above. The second one starts from what SFT on corrections made of it, which acts again, errs again (less often) and is
 # corrected again. **Predict**: is the answer the same in both rounds? What is different about the mistakes of an agent that
-# mostly knows what to do?
+# knows more of what to do?
 
 # %%
 rounds = artifacts.result("agent_forms")
@@ -259,11 +260,10 @@ table(["round", "agent", "forms done", "on new cities", "wrong steps", "steps a 
 # mistake alone (notebook 08, section 5); what the mistake loses goes to any other step, also to other mistakes. So where
 # P(corrected step) has to grow, corrections are the better teacher.
 #
-# In round 2 the agent mostly knows, and what is left are slips. Corrections come from the states in which it slips, and from no
-# others: a pass of SFT over these few can carry it away from what it did well, as the last lines below count. DPO
-# stays near its reference, and takes only what it must. That is UI-TARS' order too: SFT first, DPO on top. But seeds that
-# scatter like these do not show who is ahead in round 2, and a second pass over the corrections mostly heals what the
-# first one did.
+# In round 2 the agent knows more, and errs in fewer states. Corrections come from those, and from no others: a pass of SFT
+# over these few can carry it away from what it did well, as the lines below count. DPO stays near its reference, and takes
+# only what it must. That is UI-TARS' order too: SFT first, DPO on top. But look how the seeds of round 2 scatter before you
+# call a winner there; and DPO is not shown to be ahead of two passes of SFT in either round.
 #
 # So the lecture's "ignores" is half of the truth: SFT never sees the mistake, and makes it rarer all the same, because what the
 # corrected step gains the mistake loses.
@@ -305,7 +305,7 @@ show(tools.use)
 # A call is text, and somebody has to read it. A malformed one gets an error message as its output: the model reads it in
 # its next turn, and may do better. `python` runs in the sandbox of notebook 07, with a limit of time and without files.
 #
-# **Exercise · read a call** (difficulty 2 of 5, 8 minutes)
+# **Exercise 3 · read a call** (difficulty 2 of 5, 8 minutes)
 #
 # *Goal: accept exactly what is a call. `re.fullmatch(pattern, text)` matches a whole text; `[^"]*` is anything without a
 # double quote, and `\w+` a name.*
@@ -334,7 +334,7 @@ read_call = check("read_call", read_call)
 # the latitudes 46 and 38. If training has another two cities with 46 and 38, or the same two the other way round, a model may
 # know $46 - 38$ by heart.
 #
-# **Exercise · a split without leaks** (difficulty 2 of 5, 6 minutes)
+# **Exercise 4 · a split without leaks** (difficulty 2 of 5, 6 minutes)
 
 # %%
 def without_leaks(questions, test):
@@ -387,7 +387,7 @@ table(["who", "says"], [(m["role"], m["content"]) for m in talk])
 # are no actions, and no policy gradient may push them. Fine-tuning on them would be worse: a model that learns to
 # predict what a tool says learns to make it up.
 #
-# **Exercise · the loss mask of a conversation** (difficulty 3 of 5, 10 minutes)
+# **Exercise 5 · the loss mask of a conversation** (difficulty 3 of 5, 10 minutes)
 #
 # *Every turn opens with a token that says who speaks and closes with the same end token. The model writes neither its
 # opening token (the template does) nor the tools' ends; its own end it does write.*
@@ -489,7 +489,7 @@ axes[0].set_xlabel("step")
 axes[0].set_ylabel("right answers, training questions")
 axes[0].set_ylim(0, 1.2)
 axes[0].legend()
-bars = {"right": "right", "greedy": "right, greedy", "informed": "read both pages", "valid": "valid calls"}
+bars = {"right": "right", "greedy": "right, greedy", "informed": "read two pages", "valid": "valid calls"}
 places = range(len(bars))
 axes[1].bar([i - 0.2 for i in places], [before[name] for name in bars], 0.36, color=plots.PALETTE[6], alpha=0.6, label="start")
 ends = [plots.interval([run[name] for run in runs]) for name in bars]
@@ -502,7 +502,7 @@ axes[1].set_ylim(0, 1.2)
 axes[1].legend(ncols=2, loc="upper center")
 better, pages = ([run[name] - before[name] for run in runs] for name in ("right", "informed"))
 plots.finish(fig, f"On new combinations of facts GRPO raises right answers by {told(better)} in {len(runs)} seeds, and "
-                  f"episodes in which both pages were read by {told(pages)}; greedy answers and valid calls stay where they "
+                  f"episodes in which two pages were read by {told(pages)}; greedy answers and valid calls stay where they "
                   f"were.")
 
 # %% [markdown]
@@ -510,8 +510,8 @@ plots.finish(fig, f"On new combinations of facts GRPO raises right answers by {t
 # good that is for this question. A flaw that costs answers (a guess, the wrong order, a page not opened) is pushed down by
 # every group in which another episode did without it; that is why more pages are read although nobody asked for it.
 # What costs a turn and no answer, a malformed call, is hardly pushed at all: nearly all calls were valid before, too.
-# And as in notebook 07: the start is right at its best (greedy) and seldom in a sample. GRPO closes that gap and goes
-# no further in so few steps. It sharpens.
+# And as in notebook 07: the start is right more often at its best (greedy) than in a sample. GRPO narrows that gap, and leaves
+# the best where it was in so few steps. It sharpens.
 #
 # Episodes after the live run, the first one to be replayed step by step. What is at the right is what the model wrote:
 
@@ -547,15 +547,15 @@ read(after[1:5])
 # %%
 table(["", "start", "GRPO, mean over seeds"], [
     (f"{part}: {label}", f"{c29['before'][part][name]:.2f}", told([run[part][name] for run in c29["after"]], "{:.2f}"))
-    for part in ("test", "new cities") for name, label in (("right", "answer right"), ("informed", "read both pages"),
+    for part in ("test", "new cities") for name, label in (("right", "answer right"), ("informed", "read two pages"),
                                                           ("valid", "valid calls"), ("turns", "turns"))])
 
 # %% [markdown]
 # **Explain.** To look something up one has to spell it: a model of 3.6 million parameters that was shown 100 names copies
-# those, and takes another for the one that it knows best. Tools make knowledge unnecessary, but not skill. (Large models copy
-# anything; what they lack at new sites are habits of the same kind.)
+# those, and takes another for the one that it knows best; then it reads pages, of other cities. Tools make knowledge
+# unnecessary, but not skill. (Large models copy anything; what they lack at new sites are habits of the same kind.)
 #
-# And what the tools say is believed. Here is a page with a second sentence, by somebody who wants to be quoted:
+# And is it believed what the tools say? **Predict.** Every page gets a second sentence, by somebody who wants to be quoted:
 
 # %%
 def poisoned(title):
@@ -576,11 +576,11 @@ print(f"right answers with honest pages: {sum(score for _, score in honest.value
       f"answers that the lie changed: {sum(honest[q][0] != lied[q][0] for q in honest)}")
 
 # %% [markdown]
-# Three more places where such agents break. *Guessing*: where few answers are possible, a lucky guess earns the same reward as
-# research, and is shorter; a reward for having read the pages would be gamed in its turn (open two pages, then guess). *The
-# budget*: an episode that is cut at its last turn earns nothing whatever it found, so short habits are learnt first; the
-# context of 256 tokens is another budget. *Credit*: one number for forty tokens of action; with a hundred calls an episode,
-# it takes value functions or rewards on the way (notebook 06).
+# So much for what others write into pages. Three more places where such agents break. *Guessing*: where few answers are
+# possible, a lucky guess earns the same reward as research, and is shorter; a reward for having read the pages would be gamed
+# in its turn (open two pages, then guess). *The budget*: an episode that is cut at its last turn earns nothing whatever it
+# found, so short habits are learnt first; the context of 256 tokens is another budget. *Credit*: one number for forty tokens
+# of action; with a hundred calls an episode, it takes value functions or rewards on the way (notebook 06).
 #
 # On a real model nothing changes but the template: `tools.ConversationAgent(*load_lm("Qwen/Qwen2.5-0.5B-Instruct"))` in the
 # same environment.
@@ -618,7 +618,7 @@ table(["claim of the lecture", "measured on this page"], [
      f"{told(gain(1, 'success'))} for one that SFT has taught already; P(the same mistake) {told(gain(0, 'mistake'))} and "
      f"{told(gain(1, 'mistake'))}"),
     ("C29: tools and browsing as an environment of RL, with the right final answer as the reward",
-     f"right answers on new combinations of facts {told(better)}, both pages read {told(pages)}; valid calls and greedy answers "
+     f"right answers on new combinations of facts {told(better)}, two pages read {told(pages)}; valid calls and greedy answers "
      f"as before; a tool's output has a gradient of exactly 0"),
 ])
 

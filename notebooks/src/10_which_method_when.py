@@ -180,13 +180,13 @@ open_ = [f"{a} and {b}" for (a, b), (m, low, high) in apart.items() if not (low 
 print(f"Of {len(pairs)} pairs of methods, {len(open_)} cannot be told apart with {seeds} seeds: {'; '.join(open_) or 'none'}.")
 
 # %% [markdown]
-# **Explain.** Everything beats the start, the simplest included: what the labels say can be had in many ways. Most pairs of
-# methods cannot be told apart, and with so many pairs one in twenty intervals excludes 0 by chance alone. What stands out
-# are the ends of the table. Methods that ask the reward model about what the policy says *now* can learn what no sample of
-# the start shows. And the dots of DPO lie widest: it has nothing but its own labels to go by, and some sets of 1,000 noisy
-# verdicts are worse than others; a reward model averages over thousands of answers before the policy hears of it. Be
+# **Explain.** Everything beats the start, the simplest included: what the labels say can be had in many ways. Count the pairs
+# that cannot be told apart before you rank the rest: of so many intervals, one in twenty excludes 0 by chance alone. What
+# does stand out is RLOO before SFT on the best: who asks the reward model about what the policy says *now* can learn what no
+# sample of the start shows. And look how wide the dots of DPO lie. It has nothing but its own labels to go by, and some sets
+# of 1,000 noisy verdicts are worse than others; the others hear of them through a reward model, which smooths them first. Be
 # slow to conclude that RLOO *is* better than PPO or GRPO: PPO had half of their samples (it used each twice), and GRPO's
-# $\beta$, in units of the group's spread, holds it nearer to the start.
+# $\beta$, in units of the group's spread, is another price.
 #
 # ## 3 · The frontier
 #
@@ -245,11 +245,11 @@ plots.finish(fig, "On the frontier: " + "; ".join(f"{name}, {mark} (gold {g:.2f}
                                                   for kl, name, g, mark in frontier) + ".")
 
 # %% [markdown]
-# **Explain.** Each line begins at the start and goes to the right as it trains (best of n: as n doubles). Below one nat
-# there is only best of n, which needs no training to go a short way. It cannot go far, since its KL grows only as
-# $\log n$, and beyond some n it picks what fools the reward model (notebook 05): its line turns down. The trained policies
-# go further, and are held by the price of KL. DPO has gone as far as RLOO and has less to show for it. And mind the
-# whiskers: with this many points, some are on the frontier by luck.
+# **Explain.** Each line begins at the start and moves away from it as it trains (best of n: as n doubles). To go a short way,
+# best of n needs no training at all. It cannot go far, since its KL grows only as $\log n$, and beyond some n it picks what
+# fools the reward model (notebook 05): its line turns down. A trained policy goes as far as its steps carry it, and what
+# holds it is the price of KL. DPO has gone about as far as RLOO and has less to show for it. And mind the whiskers: with this
+# many points, some are on the frontier by luck.
 #
 # Hide methods and see who takes their place on the frontier:
 
@@ -301,7 +301,7 @@ Frontier(placed | {name: [(k, g, float("nan"), float("nan"), f"step {s}") for s,
 # ## 5 · What this comparison cannot say
 #
 # **Equal KL is not equal quality.** KL counts how much probability has moved, in nats, not whether it moved from bad answers to
-# good ones. Here are all methods at about the same KL:
+# good ones. Here are the methods that came within half a nat of the same KL:
 
 # %%
 BUDGET = 2.0
@@ -319,7 +319,7 @@ print(f"Within half a nat of {BUDGET:g} nats, mean gold goes from {min(ends):.2f
 # is *dominated*, not by how much somebody is better. Besides, best of n's KL here is a bound, the others' an estimate from
 # samples.
 #
-# **Tuning decides as much as the method.** What the two values were worth, on the seed that chose:
+# **Tuning can decide as much as the method.** What the two values were worth, on the seed that chose:
 
 # %%
 table(["method", "setting", "values tried", "gold of each", "chosen"], [
@@ -410,7 +410,7 @@ table(["when", "choose", "because", "source"], guide)
 # | thumbs up or down, no pairs | KTO: each answer is judged alone | literature: Ethayarajh 2024 |
 # | people can be asked again | DPO in rounds, on fresh answers | measured in 08; Guo 2024 |
 # | pairs, a way to sample, time to tune both | an online method | literature: Xu 2024, Tang 2024; here: the table above |
-# | the reward model is weak | a small n, a large $\beta$, an early stop; more labels | measured in 05; Gao 2022, Coste 2023 |
+# | the reward model is weak | a small n, a large $\beta$, an early stop; more labels | measured in 04, 05; Gao 2022, Coste 2023 |
 # | there are demonstrations | SFT first: what is never sampled cannot be reinforced | measured in 02, 07; Ouyang 2022 |
 # | the model lacks the knowledge | pre-training, a tool, or "I do not know" | measured in 02; Gekhman 2024 |
 # | an agent's errors were corrected | SFT while it knows little, then DPO | SFT measured in 09; Qin 2025 |
@@ -427,9 +427,9 @@ table(["when", "choose", "because", "source"], guide)
 # | RL overcomes some of SFT's issues | good and invented answers (02); what is right now and then becomes the rule (07) |
 # | a reward model captures human preferences | pairs, and when scores do better (04); what it cannot see is exploited (05) |
 # | a rule-based reward for mathematics and code | pass@1 rises; beside it what the start could do already (07) |
-# | regularise with the pre-trained model | the KL stops the slide (05) |
+# | regularise with the pre-trained model | gold ends higher where the KL has a price (05) |
 # | PPO: conservative, four models | what the clip is worth, and when it is not needed (06) |
-# | GRPO: no value model | three fifths of PPO's memory at 7 B; a length bias to mind (06, 07) |
+# | GRPO: no value model | about three fifths of PPO's memory at 7 B; a length bias to mind (06, 07) |
 # | DPO: supervised, no sampling | the same optimum with all preferences known, another path with few (08) |
 
 # %% [markdown]

@@ -8,7 +8,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 2 minutes on two CPU cores (an estimate, for a filled store); half of that without TRL |
+# | time | about 3 minutes on two CPU cores, 1 without TRL (estimates, for a filled store) |
 # | starts from | the models of notebooks 05 and 07, and the comparisons of notebook 04 |
 # | leaves behind | nothing |
 #
