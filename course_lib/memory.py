@@ -199,8 +199,8 @@ def activation_bytes(shape: Shape, tokens: int, counted: int, precision: str = "
     checkpointing: only each layer's input is kept, and one layer at a time computed again (Chen et al. 2016).
     """
     d, n, casts = shape.width, PRECISIONS[precision].numbers, PRECISIONS[precision].casts
-    norm = 4 * d + 4 + (4 if casts else n) * d      # input in float32, 1 / its length, scaled input
-    read = n * d * (5 if casts else 2)              # what q, k, v and gate, up read: a cast each, or a norm's output for all
+    norm = 4 * d + 4 + (n * d if n < 4 and not casts else 0)  # input in float32, 1 / its length; by weights in bf16 scaled, too
+    read = n * d * 2                                # what q, k, v and gate, up read: a norm's output each
     attention = n * (2 * d + 2 * shape.kv_width) + 4 * shape.heads  # q, k, v, output; logarithm of the softmax's sum
     mlp = 4 * n * shape.feed_forward                # gate, its SiLU, up, their product
     layer = 2 * norm + read + attention + mlp

@@ -75,6 +75,8 @@ def tiny_lm(tiny_tokenizer):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from course_lib.lm.fast import speed_up
+
     config = LlamaConfig(
         vocab_size=len(tiny_tokenizer),
         hidden_size=32,
@@ -90,7 +92,7 @@ def tiny_lm(tiny_tokenizer):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-    return model.eval(), tiny_tokenizer
+    return speed_up(model).eval(), tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

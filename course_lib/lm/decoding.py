@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from course_lib.lm.fast import RMSNorm
 from course_lib.lm.logprobs import accepted
 
 
@@ -75,7 +76,8 @@ class LlamaDecoder:
 
         In a large model the arithmetic dominates anyway, and joined weights are a second copy in memory.
         """
-        plain = (LlamaForCausalLM.__module__, "torch.nn.modules.", "transformers.activations", "peft.tuners.lora.")
+        plain = (LlamaForCausalLM.__module__, RMSNorm.__module__, "torch.nn.modules.", "transformers.activations",
+                 "peft.tuners.lora.")
         model = unwrapped(model)
         modules = list(model.modules())
         hooks = [h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]

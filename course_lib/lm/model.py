@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from course_lib.lm.chat import set_padding
 from course_lib.lm.device import best_device
+from course_lib.lm.fast import speed_up
 from course_lib.lm.hub import check_room, folder_of
 
 logging.disable_progress_bar()  # loading takes a moment; a bar for it would only clutter a notebook
@@ -48,7 +49,7 @@ def build_lm(tokenizer: PreTrainedTokenizerBase, shape: str | tuple[int, int, in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    return model.to(best_device() if device is None else device).eval()
+    return speed_up(model).to(best_device() if device is None else device).eval()
 
 
 def save_lm(path: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -76,4 +77,4 @@ def load_lm(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, dev
         reason = str(error).partition("\n")[0]
         raise ValueError(f"no model in {str(name_or_path)!r}: transformers cannot load it: {reason}") from error
     set_padding(model, tokenizer)
-    return model.to(device).eval(), tokenizer
+    return speed_up(model).to(device).eval(), tokenizer

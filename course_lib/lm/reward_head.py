@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.lm.device import autocast, best_device
+from course_lib.lm.fast import PRODUCTS, speed_up
 from course_lib.lm.logprobs import accepted, eval_mode, position_ids
 from course_lib.lm.sampling import encode_prompt
 
@@ -169,8 +170,8 @@ class RewardModel(nn.Module):
 
         Where the reward is read at the last token and attention takes a mask of one's own, each prompt is read once.
         """
-        last = getattr(self.backbone, "layers", [None])[-1]
-        if self.pooling != "last" or not hasattr(last, "mlp") or self.backbone.config._attn_implementation != "sdpa":
+        last, attends = getattr(self.backbone, "layers", [None])[-1], self.backbone.config._attn_implementation
+        if self.pooling != "last" or not hasattr(last, "mlp") or attends not in ("sdpa", PRODUCTS):
             return self(*collate([answer for row in rows for answer in row], self.device))
         ids, places, sees, read = collate_shared(rows, self.device)
         with only_at(last.mlp, read):
@@ -216,7 +217,7 @@ def load_reward_model(folder: str | Path = "reward_model", *, device: torch.devi
 
     folder = store.get("reward_model") if str(folder) == "reward_model" else Path(folder)
     backbone = AutoModel.from_pretrained(folder, dtype=torch.float32).to(best_device() if device is None else device)
-    model = RewardModel(backbone, json.loads((folder / "head.json").read_text(encoding="utf-8"))["pooling"])
+    model = RewardModel(speed_up(backbone), json.loads((folder / "head.json").read_text(encoding="utf-8"))["pooling"])
     head = load_file(folder / "head.safetensors")
     with torch.no_grad():
         model.head.weight.copy_(head["weight"])
