@@ -4,7 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from course_lib.lm.device import autocast, best_device
 from course_lib.lm.fast import PRODUCTS, speed_up
-from course_lib.lm.logprobs import accepted, eval_mode, position_ids
+from course_lib.lm.logprobs import accepted, eval_mode, position_ids, recomputed
 from course_lib.lm.sampling import encode_prompt
 
 POOLINGS = ("last", "mean")
@@ -174,7 +174,8 @@ class RewardModel(nn.Module):
         if self.pooling != "last" or not hasattr(last, "mlp") or attends not in ("sdpa", PRODUCTS):
             return self(*collate([answer for row in rows for answer in row], self.device))
         ids, places, sees, read = collate_shared(rows, self.device)
-        with only_at(last.mlp, read):
+        # layers that are computed again in the backward pass, after this block, would no longer find what stood in it
+        with nullcontext() if recomputed(self.backbone) else only_at(last.mlp, read):
             hidden = self.backbone(input_ids=ids, attention_mask=sees, position_ids=places, use_cache=False).last_hidden_state
         return self._rewards(hidden[read])
 

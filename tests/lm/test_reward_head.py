@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from course_lib.lm.logprobs import recompute
 from course_lib.lm.reward_head import RewardModel, Scored, collate, encode_answer, load_reward_model
 
 CHAT = [{"role": "user", "content": "Where is SF?"}]
@@ -203,6 +204,21 @@ def test_a_prompt_is_read_once_and_the_last_mlp_where_the_reward_is_read(tiny_lm
     assert seen == [len(rows) * width] * (len(mlps) - 1) + [5]
     for hook in hooks:
         hook.remove()
+
+
+def test_layers_that_are_computed_again_in_the_backward_pass_give_the_same_gradients(tiny_lm):
+    model, rows = model_on(tiny_lm[0], "last").train(), groups_of(tiny_lm[1])
+    weights, found, ran = torch.arange(1.0, 6.0), [], []
+    model.backbone.layers[0].mlp.register_forward_pre_hook(lambda *_: ran.append(1))
+    for again in (False, True):
+        if again:
+            recompute(model.backbone)
+        ran.clear()
+        rewards = model.compare(rows)
+        found.append([rewards, *torch.autograd.grad((rewards * weights).sum(), [*model.parameters()])])
+    assert len(ran) == 2  # it was computed again
+    for plain, recomputed in zip(*found, strict=True):
+        assert torch.allclose(plain, recomputed, atol=1e-5)
 
 
 def test_answers_to_different_prompts_do_not_share_one(tiny_lm):
