@@ -305,7 +305,7 @@ REINFORCE = {  # study -> the names in experiments.reinforce that make it
 ANSWERS_CODE = ("course_lib.worlds.people", "course_lib.lm.sampling",
                 "course_lib.experiments.preferences:prompts,answers,collect")
 LEARNT_CODE = (*ANSWERS_CODE, "course_lib.rewards.rubric", "course_lib.annotators", "course_lib.lm.reward_head",
-               "course_lib.algorithms.reward_model", "course_lib.rewards.learned",
+               "course_lib.lm.shared", "course_lib.algorithms.reward_model", "course_lib.rewards.learned",
                "course_lib.objectives:bradley_terry,plackett_luce,reliability,expected_calibration_error",
                "course_lib.algorithms.training:make_optimizers,take_step,warmup_cosine",
                "course_lib.experiments.preferences:comparisons,examination,_sitting",
@@ -332,7 +332,7 @@ GRPO_CODE = (*START_CODE, "course_lib.algorithms.grpo", "course_lib.algorithms.p
 NEEDS |= {"rlhf_rewards_many": NEEDS["rlhf_rewards"], "rlhf_remedies": ("policy_sft", "rlhf_rewards", "rlhf_rewards_many")}
 DPO_CODE = (*ANSWERS_CODE, "course_lib.rewards.rubric", "course_lib.annotators", "course_lib.exact",
             "course_lib.algorithms.training:make_optimizers,pad_right,take_step,warmup_cosine",
-            "course_lib.algorithms.dpo", "course_lib.algorithms.reward_model:judge",
+            "course_lib.algorithms.dpo", "course_lib.lm.shared", "course_lib.algorithms.reward_model:judge",
             "course_lib.objectives:PairLogprobs,DPO_LOSSES,dpo_sigmoid,sequence_logprob,bradley_terry",
             "course_lib.experiments.preferences:comparisons,examination,_sitting",
             "course_lib.experiments.reward_model:GROUP,leads_of,examine,ceiling_of", "course_lib.experiments.dpo")
@@ -361,7 +361,8 @@ NEEDS |= {"research_start": ("sft",), "agent_research": ("research_start",)}
 FORMS_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.worlds.forms", "course_lib.gui:prompt_of",
               "course_lib.experiments.forms:BUDGET,blanks,demonstrations,lesson,start")
 AGENT_FORMS_CODE = (*FORMS_CODE, "course_lib.gui", "course_lib.lm.sampling", "course_lib.environments:LMAgent,play",
-                    "course_lib.algorithms.dpo", "course_lib.objectives:PairLogprobs,DPO_LOSSES,dpo_sigmoid,sequence_logprob",
+                    "course_lib.algorithms.dpo", "course_lib.lm.shared",
+                    "course_lib.objectives:PairLogprobs,DPO_LOSSES,dpo_sigmoid,sequence_logprob",
                     "course_lib.experiments.forms")
 NEEDS["agent_forms"] = ("forms_start",)
 METHODS_CODE = (*LEARNT_CODE, "course_lib.algorithms.sft", "course_lib.algorithms.training", "course_lib.algorithms.rlhf",

@@ -17,9 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms.processes import backward, begin, gathered, record, share, total, within_memory
 from course_lib.algorithms.training import Checkpoints, make_optimizers, pad_right, resume, take_step, warmup_cosine
+from course_lib.lm import shared
 from course_lib.lm.device import autocast
 from course_lib.lm.logprobs import completion_logprobs
 from course_lib.lm.sampling import Rollouts, encode_prompt
+from course_lib.lm.shared import Scored, can_share
 from course_lib.objectives import DPO_LOSSES, REFERENCE_FREE, PairLogprobs, sequence_logprob
 from course_lib.progress import Progress
 from course_lib.rewards import text_of
@@ -101,7 +103,11 @@ def answer_logprobs(model: PreTrainedModel, rollouts: Rollouts, precision: str =
 
 
 def pair_logprobs(model: PreTrainedModel, pairs: Sequence[Pair], pad: int, precision: str = "auto") -> Tensor:
-    """ln p(answer | prompt), chosen and rejected: (B, 2) float32, with gradients."""
+    """ln p(answer | prompt), chosen and rejected: (B, 2) float32, with gradients. One forward pass reads a prompt once."""
+    if can_share(model):
+        with autocast(model.device, precision):
+            return shared.answer_logprobs(model, [[Scored(p.prompt + answer, len(p.prompt)) for answer in (p.chosen, p.rejected)]
+                                                  for p in pairs])
     rollouts = as_rollouts([p.prompt for p in pairs], [(p.chosen, p.rejected) for p in pairs], pad, model.device)
     return answer_logprobs(model, rollouts, precision).view(-1, 2)
 

@@ -3,9 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,19 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.lm.device import autocast, best_device
-from course_lib.lm.fast import PRODUCTS, speed_up
-from course_lib.lm.logprobs import accepted, eval_mode, position_ids, recomputed
+from course_lib.lm.fast import speed_up
+from course_lib.lm.logprobs import accepted, eval_mode, position_ids
 from course_lib.lm.sampling import encode_prompt
+from course_lib.lm.shared import Scored, can_share, collate_shared, hidden_states
 
 POOLINGS = ("last", "mean")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A prompt with an answer, as token ids."""
-
-    ids: list[int]
-    start: int  # where the answer begins
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict], answer: str, finished: bool = True,
@@ -57,46 +48,6 @@ def collate(rows: Sequence[Scored], device: torch.device | str) -> tuple[Tensor,
     ids = torch.tensor([[*r.ids, *[0] * (len(at) - len(r.ids))] for r in rows])
     real = at < length
     return ids.to(device), real.to(device), (real & (at >= start)).to(device)
-
-
-def collate_shared(rows: Sequence[Sequence[Scored]], device: torch.device | str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Answers to the same prompt behind it in one row, so that it is read once: (B, T) rows padded on the right.
-
-    Returns ids (B, T); places (B, T), each answer's going on from the prompt's; sees (B, 1, T, T) bool, which tokens a token
-    attends to: earlier ones of the prompt and of its own answer; read (B, T) bool: the last token of each answer.
-    Raises ValueError for answers to different prompts in one row.
-    """
-    ids, places, part = [], [], []  # part: 0 in the prompt, k in the k-th answer, -1 in padding
-    for answers in rows:
-        prompt = answers[0].ids[: answers[0].start]
-        if any(a.ids[: a.start] != prompt for a in answers):
-            raise ValueError("answers to different prompts stand in one row: they have nothing to share")
-        said = [a.ids[a.start :] for a in answers]
-        ids.append([*prompt, *(token for answer in said for token in answer)])
-        places.append([*range(len(prompt)), *(len(prompt) + t for answer in said for t in range(len(answer)))])
-        part.append([*[0] * len(prompt), *(k for k, answer in enumerate(said, 1) for _ in answer)])
-    width = max(map(len, ids))
-    ids, places = (torch.tensor([[*row, *[0] * (width - len(row))] for row in table], device=device) for table in (ids, places))
-    part = torch.tensor([[*row, *[-1] * (width - len(row))] for row in part], device=device)
-    own = part[:, :, None] == part[:, None, :]                                                    # (B, T, T)
-    sees = (own | (part == 0)[:, None, :]).tril()
-    last = torch.nn.functional.pad(part, (0, 1), value=-1)
-    return ids, places, sees[:, None], (part > 0) & (last[:, :-1] != last[:, 1:])
-
-
-@contextmanager
-def only_at(mlp: nn.Module, read: Tensor) -> Iterator[None]:
-    """Inside the block the MLP runs at the positions `read` (B, T) bool alone and gives 0 elsewhere: in the last layer nobody
-    reads it there."""
-    def scatter(_, args: tuple[Tensor], out: Tensor) -> Tensor:
-        return out.new_zeros(*read.shape, out.shape[-1]).masked_scatter(read[..., None], out)
-
-    hooks = [mlp.register_forward_pre_hook(lambda _, args: (args[0][read],)), mlp.register_forward_hook(scatter)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class RewardModel(nn.Module):
@@ -170,14 +121,10 @@ class RewardModel(nn.Module):
 
         Where the reward is read at the last token and attention takes a mask of one's own, each prompt is read once.
         """
-        last, attends = getattr(self.backbone, "layers", [None])[-1], self.backbone.config._attn_implementation
-        if self.pooling != "last" or not hasattr(last, "mlp") or attends not in ("sdpa", PRODUCTS):
+        if self.pooling != "last" or not can_share(self.backbone):
             return self(*collate([answer for row in rows for answer in row], self.device))
-        ids, places, sees, read = collate_shared(rows, self.device)
-        # layers that are computed again in the backward pass, after this block, would no longer find what stood in it
-        with nullcontext() if recomputed(self.backbone) else only_at(last.mlp, read):
-            hidden = self.backbone(input_ids=ids, attention_mask=sees, position_ids=places, use_cache=False).last_hidden_state
-        return self._rewards(hidden[read])
+        shared = collate_shared(rows, self.device)
+        return self._rewards(hidden_states(self.backbone, shared, shared.last)[shared.last])
 
     @torch.no_grad()
     def score(self, rows: Sequence[Scored], batch_size: int = 256, precision: str = "auto") -> Tensor:
