@@ -26,6 +26,7 @@ import transformers  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast, TrainerCallback  # noqa: E402
 
+from course_lib.lm.fast import plain  # noqa: E402
 from course_lib.lm.model import build_lm  # noqa: E402
 
 VOCABULARY, SHAPE, CONTEXT, WARM = 512, (256, 4, 4, 768), 128, 3
@@ -77,6 +78,12 @@ def small_lm():
     """(model, tokenizer): vocabulary 512, 256 wide, 4 layers, 4 heads, SwiGLU 768, context 128; the same weights each time."""
     tokenizer = words_tokenizer()
     return build_lm(tokenizer, SHAPE, context=CONTEXT, device="cpu"), tokenizer
+
+
+def peer_lm():
+    """The same with Hugging Face's own parts, as other libraries would load it."""
+    model, tokenizer = small_lm()
+    return plain(model), tokenizer
 
 
 class Clock(TrainerCallback):

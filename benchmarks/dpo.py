@@ -12,7 +12,7 @@ import tempfile
 import time
 from functools import partial
 
-from _common import LENGTHS, PAIRS, Clock, main, pairs, small_lm
+from _common import LENGTHS, PAIRS, Clock, main, pairs, peer_lm, small_lm
 
 from course_lib.algorithms import dpo
 
@@ -28,7 +28,7 @@ def trl(kind: str, steps: int, precision: str) -> list[float]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    model, tokenizer = small_lm()
+    model, tokenizer = peer_lm()
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)  # TRL reloads its reference from the model's own path

@@ -8,6 +8,7 @@ The two sides alternate, so that other work on the machine slows both; the ratio
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -22,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from course_lib.lm.fast import plain  # noqa: E402
 from course_lib.lm.model import build_lm  # noqa: E402
 from course_lib.lm.sampling import sample  # noqa: E402
 from course_lib.lm.tokenizer import train_tokenizer  # noqa: E402
@@ -43,11 +45,12 @@ def setting():
 
 def compare(model, tokenizer, prompts, context, repeats: int) -> dict:
     """Seconds of both sides in alternating runs under the precision that `context()` sets."""
+    peer = plain(copy.deepcopy(model))
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
 
     def generate(seed: int) -> int:
         torch.manual_seed(seed)
-        ids = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=NEW, num_return_sequences=GROUP)
+        ids = peer.generate(**batch, do_sample=True, top_k=0, max_new_tokens=NEW, num_return_sequences=GROUP)
         return ids[:, batch["input_ids"].shape[1] :].numel()
 
     def ours(seed: int) -> int:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from functools import partial
 
-from _common import GROUP, NEW, PROMPTS, Clock, main, questions, reward, small_lm
+from _common import GROUP, NEW, PROMPTS, Clock, main, peer_lm, questions, reward, small_lm
 
 from course_lib.algorithms import grpo
 from course_lib.algorithms.rlhf import frozen
@@ -32,7 +32,7 @@ def trl(beta: float, steps: int, precision: str) -> list[float]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    model, tokenizer = small_lm()
+    model, tokenizer = peer_lm()
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)  # TRL reloads its reference from the model's own path

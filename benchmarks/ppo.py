@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from course_lib.algorithms import ppo
 from course_lib.algorithms.rlhf import frozen
 from course_lib.environments import LMAgent, Questions
+from course_lib.lm.fast import plain
 from course_lib.lm.heads import LMCritic, ValueModel
 
 EPISODES, PROMPT, ANSWER = 64, 16, 32
@@ -76,7 +77,8 @@ def trl_side(steps: int, precision: str) -> list[float]:
                            num_ppo_epochs=4, local_rollout_forward_batch_size=EPISODES, response_length=ANSWER,
                            num_sample_generations=0, bf16=precision == "bf16", use_cpu=True, save_strategy="no",
                            report_to="none", disable_tqdm=True, gradient_checkpointing=False, logging_strategy="no")
-        PPOTrainer(config, tokenizer, model, frozen(model), scorer(), Dataset.from_dict({"input_ids": rows * steps}), scorer(),
+        PPOTrainer(config, tokenizer, plain(model), frozen(model), scorer(),
+                   Dataset.from_dict({"input_ids": rows * steps}), scorer(),
                    eval_dataset=Dataset.from_dict({"input_ids": rows[:2]}), callbacks=[clock]).train()
     return clock.times
 

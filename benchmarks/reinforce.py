@@ -11,7 +11,7 @@ with 1 in 512), and clip the gradient's norm at 1.
 import tempfile
 import time
 
-from _common import GROUP, NEW, PROMPTS, Clock, main, questions, reward, small_lm
+from _common import GROUP, NEW, PROMPTS, Clock, main, peer_lm, questions, reward, small_lm
 
 from course_lib.algorithms import reinforce
 from course_lib.environments import LMAgent, Questions
@@ -29,7 +29,7 @@ def trl(steps: int, precision: str) -> list[float]:
     from datasets import Dataset
     from trl import RLOOConfig, RLOOTrainer
 
-    model, tokenizer = small_lm()
+    model, tokenizer = peer_lm()
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         config = RLOOConfig(folder, max_steps=steps, per_device_train_batch_size=PROMPTS * GROUP, num_generations=GROUP,

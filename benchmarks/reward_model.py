@@ -12,7 +12,7 @@ import tempfile
 import time
 from functools import partial
 
-from _common import LENGTHS, PAIRS, Clock, main, pairs, small_lm
+from _common import LENGTHS, PAIRS, Clock, main, pairs, peer_lm, small_lm
 
 import torch
 
@@ -33,7 +33,7 @@ def trl(kind: str, steps: int, precision: str) -> list[float]:
     from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    lm, tokenizer = small_lm()
+    lm, tokenizer = peer_lm()
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         lm.save_pretrained(folder)

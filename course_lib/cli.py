@@ -240,11 +240,14 @@ def test(options, argv):
     if options.rest:
         marks = ["-m", "not (%s)" % SLOW] if options.fast else []
         return subprocess.run([sys.executable, "-m", "pytest"] + marks + options.rest, cwd=str(root)).returncode
-    stages = [("quick tests", ["-m", "not (%s)" % SLOW])]
+    from course_lib.fill import jobs_here
+
+    workers = ["-n", str(jobs_here()), "--dist", "loadfile"]  # a file's tests stay together: they share what is costly to make
+    stages = [("quick tests", workers + ["-m", "not (%s)" % SLOW])]
     if not options.fast:
         from course_lib.notebooks import nbval_args
 
-        stages.append(("slow tests, claims", ["-m", SLOW, "--timeout=3000"]))
+        stages.append(("slow tests, claims", workers + ["-m", SLOW, "--timeout=3000"]))
         if nbval_args():
             stages.append(("notebooks", nbval_args()))
     results = []

@@ -32,13 +32,14 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True)
 def surroundings(request, monkeypatch, tmp_path_factory):
-    """Unit tests get an empty store and one thread; tests of claims share the real store and all cores."""
+    """Unit tests get an empty store and one thread; tests of claims share the real store and, of the cores, what falls to each
+    of pytest's processes."""
     monkeypatch.delenv("COURSE_STRICT", raising=False)
     if request.node.get_closest_marker("claims"):
         import torch
 
         before = torch.get_num_threads()
-        torch.set_num_threads(os.cpu_count())
+        torch.set_num_threads(max(1, os.cpu_count() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
         yield
         torch.set_num_threads(before)
     else:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from course_lib import artifacts, cli, setup_env
+from course_lib import artifacts, cli, fill, setup_env
 
 
 @pytest.fixture(autouse=True)
@@ -148,8 +148,9 @@ def test_test_runs_quick_slow_and_notebook_stages(monkeypatch, no_setup):
     everything = f"fill {len(artifacts.names())}"  # once, before the stages that read the store
     assert [entry if isinstance(entry, str) else entry[0] for entry in ran[1:]] == [
         "quick tests", everything, "slow tests, claims", "notebooks"]
-    assert ran[1][1] == ["-m", "not (slow or claims or browser)"]
-    assert ran[3][1][:2] == ["-m", "slow or claims or browser"]
+    assert ran[1][1][-2:] == ["-m", "not (slow or claims or browser)"]
+    assert ran[3][1][-3:-1] == ["-m", "slow or claims or browser"]
+    assert ran[1][1][:4] == ran[3][1][:4] == ["-n", str(fill.jobs_here()), "--dist", "loadfile"]
     ran.clear()
     assert cli.main(["test", "--fast"]) == 0
     assert [entry[0] for entry in ran[1:]] == ["quick tests"]

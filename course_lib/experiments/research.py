@@ -51,8 +51,8 @@ def summary(talks: Sequence[Talk]) -> dict[str, float]:
     """Shares and means over episodes.
 
     right: the answer is. valid: of the calls, those that a tool could carry out. turns: of the model, the answer included.
-    answered: of the episodes. informed: of the episodes, those that opened a page about each of the two cities before the
-    answer; `right` without it is luck.
+    answered: of the episodes. informed: of the episodes, those that read two different pages; `right` without
+    it is luck.
     """
     calls = sum(talk.turns - (talk.end == "answered") for talk in talks)
     n = len(talks)

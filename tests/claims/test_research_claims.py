@@ -22,7 +22,7 @@ def test_c29_the_final_answer_as_the_only_reward_raises_right_answers_in_every_s
     assert min(rises(study, "right")) >= 0.15 and interval(rises(study, "right")).lo > 0.1
 
 
-def test_c29_agents_come_to_read_both_pages_and_their_calls_stay_valid():
+def test_c29_agents_come_to_read_two_pages_and_their_calls_stay_valid():
     study = artifacts.result("agent_research")
     assert interval(rises(study, "informed")).lo > 0
     assert study["before"]["test"]["valid"] > 0.95 and min(run["test"]["valid"] for run in study["after"]) > 0.95
