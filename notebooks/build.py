@@ -8,7 +8,7 @@ it again. `--check` builds nothing and fails when a stored copy is stale or unfi
 
 Behind the title stands a cell that is the same everywhere: it installs the course on Colab. Where the course is on GitHub
 is said once, as `repository = "owner/name"` under `[tool.course]` in pyproject.toml; then the copies get Colab's badge as
-well. A copy in which nothing but these has changed is not executed again. A cell tagged `needs-NAME` shows what it is meant to
+well. A copy in which nothing but these and text has changed is not executed again: the same code gave its outputs. A cell tagged `needs-NAME` shows what it is meant to
 show only where the package NAME is installed; elsewhere its notebook runs, and is not stored.
 """
 
@@ -115,19 +115,20 @@ def is_common(cell: nbformat.NotebookNode) -> bool:
 
 
 def adopt(notebook: nbformat.NotebookNode, path: Path) -> bool:
-    """Give a notebook the outputs of a stored copy that differs from it in the common cells alone, which print nothing.
+    """Give a notebook the outputs of a stored copy that differs from it in text and in the common cells alone, which print
+    nothing.
 
     Returns whether the stored copy is such a one.
     """
     if not path.exists():
         return False
-    own = [cell for cell in notebook.cells if not is_common(cell)]
-    stored = [cell for cell in nbformat.read(path, as_version=4).cells if not is_common(cell)]
-    if [(cell.id, cell.source, cell.metadata) for cell in own] != [(cell.id, cell.source, cell.metadata) for cell in stored]:
+    stored = nbformat.read(path, as_version=4)
+    own, others = ([cell for cell in book.cells if cell.cell_type == "code" and not is_common(cell)]
+                   for book in (notebook, stored))
+    if [(cell.source, cell.metadata) for cell in own] != [(cell.source, cell.metadata) for cell in others]:
         return False
-    for cell, old in zip(own, stored):
-        if cell.cell_type == "code":
-            cell.outputs = old.outputs
+    for cell, old in zip(own, others):
+        cell.outputs = old.outputs
     for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
         cell.execution_count = count
         for output in cell.outputs:
@@ -319,7 +320,7 @@ def build(source: Path, target: Path, *, execute=True, force=False, timeout=note
         path.parent.mkdir(parents=True, exist_ok=True)
         done = "written without outputs"
         if execute and not force and adopt(notebook, path):
-            done = "new common cells"
+            done = "new text, the same code"
         elif execute:
             if missing := needed(notebook):
                 raise BuildError(f"{label}: its outputs must be made with {', '.join(missing)}, which this Python does not have")

@@ -247,7 +247,7 @@ TITLED = "# %% [markdown]\n# # 05 · A sample\n\n# %%\nprint('ran')\n\n# %%\n1 +
 
 
 @pytest.mark.slow
-def test_a_new_address_changes_the_common_cells_and_executes_nothing(build, source, tmp_path, monkeypatch):
+def test_a_new_address_or_new_text_executes_nothing(build, source, tmp_path, monkeypatch):
     """The outputs stay, the counts go on, and a copy that differs in anything else is executed."""
     said, written = [], source(TITLED)
     build.build(written, tmp_path, say=said.append)
@@ -256,12 +256,17 @@ def test_a_new_address_changes_the_common_cells_and_executes_nothing(build, sour
     assert "is stale: cell 2 differs" in build.check([written], tmp_path)[0]
     said.clear()
     build.build(written, tmp_path, say=said.append)
-    assert said == ["05_sample.ipynb: new common cells", "solutions/05_sample.ipynb: new common cells"]
+    assert said == ["05_sample.ipynb: new text, the same code", "solutions/05_sample.ipynb: new text, the same code"]
     badge, cells = read(tmp_path).cells[1].source, read(tmp_path, True).cells
     assert "/someone/course/blob/main/notebooks/05_sample.ipynb" in badge and 'COURSE = "someone/course"' in cells[2].source
     assert [text(cell) for cell in cells if cell.cell_type == "code"] == ["", "ran\n", ""]
     assert build.check([written], tmp_path) == []
-    build.build(source(TITLED.replace("1 + 1", "1 + 2")), tmp_path, say=said.append)
+    wordy = TITLED.replace("A sample", "A better one") + "\n# %% [markdown]\n# The end.\n"
+    build.build(source(wordy), tmp_path, say=said.append)
+    assert said[-1] == "solutions/05_sample.ipynb: new text, the same code"
+    assert [text(cell) for cell in read(tmp_path).cells if cell.cell_type == "code"] == ["", "ran\n", ""]
+    assert build.check([source(wordy)], tmp_path) == []
+    build.build(source(wordy.replace("1 + 1", "1 + 2")), tmp_path, say=said.append)
     assert "executed in" in said[-1]
 
 
