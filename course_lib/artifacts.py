@@ -284,8 +284,9 @@ SIZES = {
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
         "course_lib.worlds.functions", "course_lib.worlds.forms:FIELDS,screens", "course_lib.worlds.research:lookups",
-        "course_lib.objectives:shift,token_losses", "course_lib.algorithms.training", "course_lib.algorithms.pretrain",
-        "course_lib.lm.tokenizer", "course_lib.lm.model:SHAPES,build_lm", "course_lib.lm.fast")
+        "course_lib.objectives:shift,token_losses", "course_lib.algorithms.training", "course_lib.algorithms.muon",
+        "course_lib.algorithms.pretrain", "course_lib.lm.tokenizer", "course_lib.lm.model:SHAPES,build_lm",
+        "course_lib.lm.fast")
 PRETRAIN_CODE = (*CODE, "course_lib.experiments.pretraining")
 SFT_CODE = (*CODE, "course_lib.algorithms.sft", "course_lib.experiments.sft", "course_lib.experiments.questions",
             "course_lib.rewards.rubric")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from course_lib.algorithms.muon import Muon
 from course_lib.algorithms.processes import (backward, begin, largest, parameters_of, rank, record, restore_scale,
                                              scale_state, share, sum_gradients, total, unscale, wait, within_memory)
 from course_lib.files import load_json, save_json
@@ -41,7 +42,7 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.0) -> flo
 def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_decay: float = 0.0,
                     betas: tuple[float, float] = (0.9, 0.95)) -> list[torch.optim.Optimizer]:
     """"adamw": AdamW (Loshchilov & Hutter 2019) on everything. "muon": Muon (Jordan et al. 2024) on the matrices inside the
-    layers, its steps scaled to AdamW's size (Liu et al. 2025, equation 4), and AdamW on embeddings and norms.
+    layers, see `muon`, and AdamW on embeddings and norms.
 
     Weight decay falls on matrices only. Raises ValueError for another kind, or when nothing is trainable.
     """
@@ -61,8 +62,7 @@ def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)]
     if inner:
-        optimizers.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw",
-                                            ns_steps=3))
+        optimizers.append(Muon(inner, lr=lr, weight_decay=weight_decay, ns_steps=3))
     return optimizers
 
 
