@@ -8,8 +8,9 @@ it again. `--check` builds nothing and fails when a stored copy is stale or unfi
 
 Behind the title stands a cell that is the same everywhere: it installs the course on Colab. Where the course is on GitHub
 is said once, as `repository = "owner/name"` under `[tool.course]` in pyproject.toml; then the copies get Colab's badge as
-well. A copy in which nothing but these and text has changed is not executed again: the same code gave its outputs. A cell tagged `needs-NAME` shows what it is meant to
-show only where the package NAME is installed; elsewhere its notebook runs, and is not stored.
+well. A copy in which nothing but these and text has changed is not executed again: the same code gave its outputs. A cell
+tagged `needs-NAME` shows what it is meant to show only where the package NAME is installed; elsewhere its notebook runs, and is
+not stored.
 """
 
 import argparse
