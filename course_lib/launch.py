@@ -3,6 +3,7 @@
     python -m course_lib train grpo --config configs/grpo.yaml --model smollm2-135m --lr 1e-5 --steps 3
     python -m course_lib train grpo --config configs/grpo.yaml --dry-run
     accelerate launch --multi_gpu --num_processes 4 -m course_lib train grpo --config configs/grpo.yaml
+    accelerate launch --config_file configs/fsdp.yaml -m course_lib train grpo --config configs/grpo.yaml
 
 A file has the settings of a run (`Settings`), and beside them the fields of the algorithm's config. Every key is a flag,
 and the flag wins. A key that the algorithm does not read is refused. The run goes to the folder `output`: weights and
@@ -287,11 +288,13 @@ def connect(settings: Settings):
         raise ValueError(f"a run over processes, or with a tracker, {NO_ACCELERATE}") from None
     if settings.tracker and importlib.util.find_spec(settings.tracker) is None:
         raise ValueError(f"tracker: {settings.tracker} is not installed: run `pip install {settings.tracker}`")
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # or transformers would load weights in the first process alone
     accelerator = Accelerator(mixed_precision="no", log_with=settings.tracker, project_dir=settings.output)
     processes.use(accelerator)
     if processes.rank():
         os.environ["COURSE_QUIET"] = "1"
-    say(f"training over {processes.size()} process{'es' * (processes.size() > 1)} on {accelerator.device.type}")
+    say(f"training over {processes.size()} process{'es' * (processes.size() > 1)} on {accelerator.device.type}"
+        f"{', fully sharded' * processes.sharded()}")
     return accelerator
 
 
@@ -399,6 +402,8 @@ def report(name: str, settings: Any, config: Any) -> str:
     prompt, answer = lengths(name, settings, tokenizer, rows)
     asked = batch_of(name, config) // count
     usage = memory_of(name, settings, config, shape, asked, prompt, answer, "autocast" if half else "fp32")
+    if count > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        usage = {role: sharded(u, count) for role, u in usage.items()}
     steps = config.epochs * -(-len(rows) // config.batch_size) if hasattr(config, "batch_size") else config.steps
     need, room = sum(role.peak for role in usage.values()), room_on(device)
     kind = "trains an adapter" if settings.lora else "trains all weights"
@@ -415,6 +420,13 @@ def report(name: str, settings: Any, config: Any) -> str:
     if device.type == "cuda" and not bf16_pays("cuda") and settings.precision == "auto":
         lines.append("this GPU has no bfloat16: --precision fp16 halves the activations and is faster")
     return "\n".join(lines)
+
+
+def sharded(usage: memory.Usage, count: int) -> memory.Usage:
+    """Of one of `count` processes with shares of gradients, moments and the weights that the step moves, which are as many
+    numbers as there are gradients. The weights to compute with are whole."""
+    return dataclasses.replace(usage, gradients=usage.gradients // count,
+                               optimizer=(usage.optimizer + usage.gradients) // count)
 
 
 def room_on(device: torch.device) -> int:

@@ -36,7 +36,7 @@ def tiny(tiny_lm, tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def plain_machine(monkeypatch):
     monkeypatch.setattr(setup_env, "ensure", lambda argv: None)
-    for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+    for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP"):
         monkeypatch.delenv(name, raising=False)
     for name in ("PYTHONUTF8", "TOKENIZERS_PARALLELISM", "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
@@ -77,6 +77,20 @@ def test_a_dry_run_says_what_does_not_fit(tiny, tmp_path, capsys, monkeypatch):
     assert cli.main([*words("grpo", tiny, tmp_path / "out"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "DOES NOT FIT" in said and "gradient_checkpointing: true" in said
+
+
+def test_the_estimate_of_a_sharded_run_divides_what_the_optimizer_needs(tiny, tmp_path, capsys, monkeypatch):
+    def optimizer():
+        assert cli.main([*words("rlhf", tiny, tmp_path / "out"), "--dry-run"]) == 0
+        policy, reference = (line.split() for line in capsys.readouterr().out.splitlines()
+                             if line.startswith(("policy", "reference")))
+        assert float(reference[3]) == 0
+        return [float(number) for number in policy[1:4]]
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    weights, gradients, moments = optimizer()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert optimizer() == pytest.approx([weights, gradients / 2, (moments + gradients) / 2], rel=1e-2)
 
 
 def test_the_estimate_counts_the_roles_of_the_run(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""Training over several processes, each with a copy of the model and its own share of every batch; and in little memory.
+"""Training over several processes, each with its own share of every batch; and in little memory.
 
 Hugging Face's `accelerate` starts and connects the processes; here is what the algorithms need of it. Every loss divides by
 the count of the whole batch, so that the parts' gradients add up to the batch's,
@@ -7,10 +7,11 @@ the count of the whole batch, so that the parts' gradients add up to the batch's
 
 and as many processes as you like take the step that one would take on the same batch. Gradients are therefore added, never
 averaged, and statistics of a batch (a baseline, whitening, what is logged) are taken over the rows of all (`gathered`).
-The models are called by their parts, which is why no wrapper around them does this.
+The models are called by their parts, which is why no wrapper around them does this. Each process computes with a copy of the
+model; of what the optimizer needs it has a copy as well, or launched for FSDP a share, see `sharding`.
 
 Without `use`, and in a single process, every function here hands back what it is given.
-Left out: sharding of one model over several devices, training that goes on when a process is lost.
+Left out: models that fit on no device whole, training that goes on when a process is lost.
 """
 
 from __future__ import annotations
@@ -18,31 +19,45 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
 
+from course_lib.algorithms import sharding
 from course_lib.progress import say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 _accelerator: Accelerator | None = None
+_mesh: DeviceMesh | None = None  # of the processes among which weights are sharded
 
 
 def use(accelerator: Accelerator | None) -> None:
     """From now on train together with the other processes of `accelerator`; None: alone again.
 
-    Raises ValueError for a way of sharing work that this module does not know, such as FSDP: it would train wrongly.
+    Raises ValueError for a way of sharing work that this module does not know, such as DeepSpeed: it would train wrongly.
     """
-    global _accelerator
-    kind = None if accelerator is None else accelerator.distributed_type.value
-    if kind not in (None, "NO") and not kind.startswith("MULTI_"):
-        raise ValueError(f"the algorithms run with data parallelism, a whole model in each process, and not with {kind}: "
-                         "choose 'multi-GPU' in `accelerate config`, and a smaller model or an adapter if it does not fit")
-    _accelerator = accelerator
+    global _accelerator, _mesh
+    kind = "NO" if accelerator is None else accelerator.distributed_type.value
+    fsdp = accelerator is not None and sharding.asked_for(accelerator)
+    if not fsdp and kind != "NO" and not kind.startswith("MULTI_"):
+        raise ValueError(f"the algorithms run with data parallelism or with FSDP, and not with {kind}: choose 'multi-GPU' in "
+                         "`accelerate config`, or launch with configs/fsdp.yaml")
+    _accelerator, _mesh = accelerator, None
+    _training.shards.clear()
+    if fsdp and size() > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        _mesh = init_device_mesh(accelerator.device.type, (size(),))
+
+
+def sharded() -> bool:
+    """Whether each process keeps only a share of what the optimizers need."""
+    return _mesh is not None
 
 
 def rank() -> int:
@@ -138,6 +153,7 @@ class _Training:
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer] = ()):
         self.optimizers = WeakSet(optimizers)
+        self.shards: WeakKeyDictionary[torch.optim.Optimizer, sharding.Shards] = WeakKeyDictionary()
         self.fits = sys.maxsize                              # most rows that fit into memory at once
         self.scaler: torch.amp.GradScaler | None = None
         self.unscaled: WeakSet[torch.optim.Optimizer] = WeakSet()  # since the scale was last reconsidered
@@ -155,9 +171,12 @@ def begin(optimizers: Sequence[torch.optim.Optimizer], precision: str = "auto") 
     """A training run begins: from here on all processes have the first one's weights.
 
     precision "fp16": the losses are scaled, so that small gradients do not vanish in half precision (Micikevicius et al.
-    2018, section 3.2).
+    2018, section 3.2). Raises ValueError for what sharding cannot do.
     """
     global _training
+    if sharded() and precision == "fp16":
+        raise ValueError("losses are not scaled where weights are sharded: choose precision 'bf16' or 'fp32', or launch with "
+                         "--multi_gpu")
     parameters = parameters_of(optimizers)
     _training = _Training(optimizers)
     if precision == "fp16":
@@ -170,6 +189,8 @@ def begin(optimizers: Sequence[torch.optim.Optimizer], precision: str = "auto") 
         with torch.no_grad():
             for p in parameters:
                 p.copy_(broadcast(p.detach().contiguous()))
+    if sharded():
+        _training.shards.update({optimizer: sharding.Shards(optimizer, _mesh) for optimizer in optimizers})
 
 
 def parameters_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:
@@ -181,7 +202,10 @@ def backward(loss: Tensor) -> None:
     if _training.scaler is not None:
         _training.reconsider_scale()
         loss = _training.scaler.scale(loss)
-    loss.backward()
+    if _training.shards:
+        sharding.backward(loss, list(_training.shards.values()), total)
+    else:
+        loss.backward()
 
 
 def unscale(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
@@ -199,7 +223,10 @@ def unscale(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
 
 
 def scale_state() -> dict:
-    """What a checkpoint keeps of the scale of the losses; {} without one."""
+    """What a checkpoint keeps of the scale of the losses; {} without one. All processes come here before one of them writes,
+    so that moments in shares are brought together in that one."""
+    for optimizer, shards in _training.shards.items():
+        shards.collect(optimizer, keep=rank() == 0)
     if _training.scaler is None:
         return {}
     _training.reconsider_scale()
@@ -217,10 +244,18 @@ def restore_scale(state: dict) -> dict:
 def sum_gradients(parameters: Sequence[Tensor], most: int = 2**24) -> None:
     """Add up the processes' gradients, in flat pieces of about `most` numbers.
 
-    A parameter without a gradient in any process stays without one; in some, it counts as 0 there.
+    A parameter without a gradient in any process stays without one; in some, it counts as 0 there. Sharded ones get their
+    part of the sum.
     """
     if size() == 1:
         return
+    if _training.shards:
+        sharding.catch_up(list(_training.shards.values()), total)
+        given = {id(p) for p in parameters}
+        for shards in [shards for shards in _training.shards.values() if id(shards.own[0]) in given]:
+            shards.finish(total)
+            given -= {id(p) for p in shards.own}
+        parameters = [p for p in parameters if id(p) in given]
     for bucket in _buckets(parameters, most):
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         here = torch.tensor([float(p.grad is not None) for p in bucket], device=grads[0].device)
@@ -253,10 +288,13 @@ def within_memory(attempt: Callable[[int], T], rows: int) -> T:
             result, failed = attempt(rows), None
         except torch.OutOfMemoryError as error:
             result, failed = None, str(error)
+        sharding.catch_up(list(_training.shards.values()), total)
         if not largest(float(failed is not None)):
             return result
         for optimizer in _training.optimizers:
             optimizer.zero_grad()
+        for shards in _training.shards.values():
+            shards.forget()
         if rows == 1:
             raise torch.OutOfMemoryError(f"not even one row at a time fits into the device's memory: {failed}")
         _training.fits = (rows + 1) // 2

@@ -125,7 +125,7 @@ def test_prompts_that_cannot_be_dealt_out_are_an_error(monkeypatch):
         processes.share(16)
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM", "XLA"])
 def test_other_ways_of_sharing_are_refused(kind):
     with pytest.raises(ValueError, match=f"not with {kind}.*multi-GPU"):
         processes.use(SimpleNamespace(distributed_type=SimpleNamespace(value=kind)))
