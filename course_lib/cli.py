@@ -18,7 +18,7 @@ from pathlib import Path
 from course_lib import __version__, setup_env
 from course_lib.paths import repo_root
 
-SLOW = "slow or claims or browser"  # the marks of the second stage of `test`
+SLOW = "slow or claims or browser"  # the marks of what `test --fast` leaves out
 
 
 class UsageError(Exception):
@@ -247,7 +247,8 @@ def test(options, argv):
     if not options.fast:
         from course_lib.notebooks import nbval_args
 
-        stages.append(("slow tests, claims", workers + ["-m", SLOW, "--timeout=3000"]))
+        stages.append(("slow tests, claims", workers + ["-m", "(%s) and not browser" % SLOW, "--timeout=3000"]))
+        stages.append(("browser tests", ["-m", "browser"]))  # alone: a browser, a server and a kernel need both cores
         if nbval_args():
             stages.append(("notebooks", nbval_args()))
     results = []

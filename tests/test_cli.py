@@ -147,9 +147,9 @@ def test_test_runs_quick_slow_and_notebook_stages(monkeypatch, no_setup):
     assert cli.main(["test"]) == 0
     everything = f"fill {len(artifacts.names())}"  # once, before the stages that read the store
     assert [entry if isinstance(entry, str) else entry[0] for entry in ran[1:]] == [
-        "quick tests", everything, "slow tests, claims", "notebooks"]
+        "quick tests", everything, "slow tests, claims", "browser tests", "notebooks"]
     assert ran[1][1][-2:] == ["-m", "not (slow or claims or browser)"]
-    assert ran[3][1][-3:-1] == ["-m", "slow or claims or browser"]
+    assert ran[3][1][-3:-1] == ["-m", "(slow or claims or browser) and not browser"] and ran[4][1] == ["-m", "browser"]
     assert ran[1][1][:4] == ran[3][1][:4] == ["-n", str(fill.jobs_here()), "--dist", "loadfile"]
     ran.clear()
     assert cli.main(["test", "--fast"]) == 0

@@ -49,7 +49,7 @@ def together(tmp_path_factory):
     said = []
     try:
         for process in running:
-            said.append(process.communicate(timeout=240)[0])
+            said.append(process.communicate(timeout=900)[0])
     finally:
         for process in running:
             process.kill()

@@ -44,7 +44,7 @@ def sharded(tmp_path_factory):
     said = []
     try:
         for process in running:
-            said.append(process.communicate(timeout=280)[0])
+            said.append(process.communicate(timeout=900)[0])
     finally:
         for process in running:
             process.kill()
@@ -204,7 +204,7 @@ def test_a_run_launched_with_the_config_leaves_a_plain_model(tiny_lm, tmp_path):
     env = surrounding(**environment(), COURSE_QUIET="") | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}  # the default's value
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={env['MASTER_PORT']}"]
     done = subprocess.run([*start, "-m", "course_lib", *command, "--output", str(tmp_path / "out")],
-                          env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+                          env=env, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("training over 2 processes on cpu, fully sharded") == 1
     assert launch.run([*command[1:], "--output", str(tmp_path / "alone")]) == 0
