@@ -499,13 +499,10 @@ axes[1].set_xlabel("four epochs a batch")
 axes[1].set_ylabel("held-out stories solved, one sample")
 plots.finish(fig, f"Held-out stories solved by a sample: {solved['start'][0]:.2f} at the start, "
                   f"{spread(solved['clip'])} with the clip, {spread(solved['no clip'])} without.")
-greedy = {name: spread([run["greedy"] for run in sums[name]]) for name in ("clip", "no clip")}
-print(f"By the greedy answer: {sums['start']['greedy']:.2f} at the start, {greedy['clip']} with the clip, "
-      f"{greedy['no clip']} without.")
 
 # %% [markdown]
-# The samples get better with the clip. The greedy answer, the best thing that the start could say, need not: see what
-# became of it in these short runs. Notebook 07 takes that up.
+# The samples get better with the clip. The greedy answer, the best thing that the start could say, need not: look into
+# `sums["start"]["greedy"]` and the `greedy` of each run. Notebook 07 takes that up.
 #
 # ## Where this breaks
 #
