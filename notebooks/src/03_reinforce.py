@@ -513,9 +513,9 @@ plots.finish(fig, f"Relative to no baseline, leave-one-out (RLOO) has {times[0]}
 
 # %% [markdown]
 # Did you expect that? At the start the mean reward is not 0, and still leave-one-out costs something. (Does it gain
-# anything after training?) Moved up or down by 5, rewards without a baseline have more than twice the variance of
-# leave-one-out, which does not notice the move. To see why, look at single answers: their reward, and how far they move
-# the model for the same advantage, $\lVert \nabla \log p(a) \rVert^2$.
+# anything after training?) Moved by 5, so that their mean is far from 0, rewards without a baseline have more than twice the
+# variance of leave-one-out, which does not notice the move. To see why, look at single answers: their reward, and how far
+# they move the model for the same advantage, $\lVert \nabla \log p(a) \rVert^2$.
 
 # %%
 fig, axes = plots.subplots(1, 2, height=3.8, sharex=True, sharey=True)

@@ -94,8 +94,9 @@ def test_c12_on_the_atlas_leave_one_out_pays_where_the_zero_of_the_rewards_is_fa
     study = artifacts.result("reinforce_variance")
     for when in study.values():
         variance = {kind: np.array(values) for kind, values in when["variance"].items()}
-        for moved in ("none, rewards + 5", "none, rewards - 5"):
-            assert interval(variance["leave-one-out"] / variance[moved]).hi < 0.5
+        for moved, by in (("none, rewards + 5", 5), ("none, rewards - 5", -5)):
+            far = abs(when["score"] + by) > 4  # after training the mean reward is 3, and 5 less is near zero again
+            assert interval(variance["leave-one-out"] / variance[moved]).hi < (0.5 if far else 1)
         rewards, sizes = (np.array(when[key]) for key in ("rewards", "sizes"))
         assert np.average(rewards, weights=sizes) < when["score"] - 0.5  # the best constant lies below the mean
     before = {kind: np.array(values) for kind, values in study["before"]["variance"].items()}
