@@ -228,11 +228,11 @@ SIZES = {
         "seconds": 250,
     },
     "dpo_rounds": {
-        "full": dict(seeds=[0, 1, 2], labels=600, count=3, questions=120, watched=32, beta=0.1, lr=2e-4, batch_size=32,
+        "full": dict(seeds=[0, 1, 2, 3, 4], labels=600, count=3, questions=120, watched=32, beta=0.1, lr=2e-4, batch_size=32,
                      evaluations=1),
         "smoke": dict(seeds=[0, 1], labels=4, count=2, questions=4, watched=4, beta=0.1, lr=2e-4, batch_size=2,
                       evaluations=1),
-        "seconds": 65,
+        "seconds": 110,
     },
     "research_start": {
         "full": dict(examples=1000, wrong=0.4, epochs=2, lr=1e-3, batch_size=8, seed=0),
