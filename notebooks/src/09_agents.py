@@ -489,7 +489,7 @@ axes[0].set_xlabel("step")
 axes[0].set_ylabel("right answers, training questions")
 axes[0].set_ylim(0, 1.2)
 axes[0].legend()
-bars = {"right": "right", "greedy": "right, greedy", "informed": "read both pages", "valid": "valid calls"}
+bars = {"right": "right", "greedy": "right, greedy", "informed": "read two pages", "valid": "valid calls"}
 places = range(len(bars))
 axes[1].bar([i - 0.2 for i in places], [before[name] for name in bars], 0.36, color=plots.PALETTE[6], alpha=0.6, label="start")
 ends = [plots.interval([run[name] for run in runs]) for name in bars]
@@ -502,14 +502,13 @@ axes[1].set_ylim(0, 1.2)
 axes[1].legend(ncols=2, loc="upper center")
 better, pages = ([run[name] - before[name] for run in runs] for name in ("right", "informed"))
 plots.finish(fig, f"On new combinations of facts GRPO raises right answers by {told(better)} in {len(runs)} seeds, and "
-                  f"episodes in which both pages were read by {told(pages)}; greedy answers and valid calls stay where they "
+                  f"episodes in which two pages were read by {told(pages)}; greedy answers and valid calls stay where they "
                   f"were.")
 
 # %% [markdown]
 # **Explain.** An episode is one long action with holes. Its score says how good all of it was, and the group's mean says how
 # good that is for this question. A flaw that costs answers (a guess, the wrong order, a page not opened) is pushed down by
 # every group in which another episode did without it; that is why more pages are read although nobody asked for it.
-# ("Read both pages" counts episodes with two different pages, whichever they are.)
 # What costs a turn and no answer, a malformed call, is hardly pushed at all: nearly all calls were valid before, too.
 # And as in notebook 07: the start is right more often at its best (greedy) than in a sample. GRPO narrows that gap, and leaves
 # the best where it was in so few steps. It sharpens.
@@ -548,7 +547,7 @@ read(after[1:5])
 # %%
 table(["", "start", "GRPO, mean over seeds"], [
     (f"{part}: {label}", f"{c29['before'][part][name]:.2f}", told([run[part][name] for run in c29["after"]], "{:.2f}"))
-    for part in ("test", "new cities") for name, label in (("right", "answer right"), ("informed", "read both pages"),
+    for part in ("test", "new cities") for name, label in (("right", "answer right"), ("informed", "read two pages"),
                                                           ("valid", "valid calls"), ("turns", "turns"))])
 
 # %% [markdown]
@@ -619,7 +618,7 @@ table(["claim of the lecture", "measured on this page"], [
      f"{told(gain(1, 'success'))} for one that SFT has taught already; P(the same mistake) {told(gain(0, 'mistake'))} and "
      f"{told(gain(1, 'mistake'))}"),
     ("C29: tools and browsing as an environment of RL, with the right final answer as the reward",
-     f"right answers on new combinations of facts {told(better)}, both pages read {told(pages)}; valid calls and greedy answers "
+     f"right answers on new combinations of facts {told(better)}, two pages read {told(pages)}; valid calls and greedy answers "
      f"as before; a tool's output has a gradient of exactly 0"),
 ])
 
