@@ -3,12 +3,7 @@
 import copy
 import dataclasses
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +17,6 @@ from course_lib.lm.reward_head import RewardModel
 from course_lib.lm.sampling import sample
 from course_lib.memory import Saved
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(autouse=True)
 def alone():
@@ -34,27 +27,9 @@ def alone():
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def together(two_processes):
     """What two processes found, see `together.py`: (of the first, of the second)."""
-    pytest.importorskip("accelerate")
-    folder = tmp_path_factory.mktemp("together")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = dict(os.environ, PYTHONPATH=str(ROOT), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-                  ACCELERATE_USE_CPU="true", COURSE_QUIET="1", OMP_NUM_THREADS="1")
-    script = [sys.executable, str(ROOT / "tests/algorithms/together.py"), str(folder)]
-    running = [subprocess.Popen(script, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True) for rank in range(2)]
-    said = []
-    try:
-        for process in running:
-            said.append(process.communicate(timeout=900)[0])
-    finally:
-        for process in running:
-            process.kill()
-    assert all(process.returncode == 0 for process in running), "\n".join(said)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return two_processes("together.py")
 
 
 CASES = ["pretrain", "pretrain muon", "sft", "reward_model", "reward_model ranking", "dpo", "dpo kto", "reinforce rloo",

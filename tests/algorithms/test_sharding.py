@@ -1,8 +1,5 @@
 """Two processes that share out the weights take the steps that one takes with all of them; and what is refused."""
 
-import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,33 +20,10 @@ CASES = ["pretrain", "pretrain idle", "sft", "reward_model", "reward_model recom
 KILLED = ["sft", "dpo", "ppo"]
 
 
-def surrounding(**more):
-    """The environment that two processes on the CPU are launched in."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return dict(os.environ, PYTHONPATH=str(ROOT), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
-                ACCELERATE_USE_CPU="true") | more
-
-
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
+def sharded(two_processes):
     """What two processes found, see `sharded.py`: (of the first, of the second)."""
-    pytest.importorskip("accelerate")
-    folder = tmp_path_factory.mktemp("sharded")
-    common = surrounding(WORLD_SIZE="2", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", COURSE_QUIET="1")
-    script = [sys.executable, str(ROOT / "tests/algorithms/sharded.py"), str(folder)]
-    running = [subprocess.Popen(script, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True) for rank in range(2)]
-    said = []
-    try:
-        for process in running:
-            said.append(process.communicate(timeout=900)[0])
-    finally:
-        for process in running:
-            process.kill()
-    assert all(process.returncode == 0 for process in running), "\n".join(said)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return two_processes("sharded.py", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
 
 
 def case_of(found, name):
@@ -195,7 +169,7 @@ def test_the_config_is_read_by_accelerate_and_explains_itself():
 
 
 @pytest.mark.slow
-def test_a_run_launched_with_the_config_leaves_a_plain_model(tiny_lm, tmp_path):
+def test_a_run_launched_with_the_config_leaves_a_plain_model(surrounding, tiny_lm, tmp_path):
     """As `accelerate launch --config_file configs/fsdp.yaml` starts it: by torch's launcher, and gloo in place of NCCL."""
     save_lm(tmp_path / "tiny", *tiny_lm)
     words = {"model": tmp_path / "tiny", "limit": 6, "batch_size": 3, "precision": "fp32"}
