@@ -19,6 +19,7 @@ from course_lib import __version__, setup_env
 from course_lib.paths import repo_root
 
 SLOW = "slow or claims or browser"  # the marks of what `test --fast` leaves out
+REST = 6  # the stages after the trainings take up to so many times as long as the quick tests
 
 
 class UsageError(Exception):
@@ -75,6 +76,8 @@ def parse(argv):
     sub.epilog = "With --config: train ALGORITHM --config FILE [--dry-run] [--KEY VALUE ...]"
     sub = add(test, "run the tests: quick ones, slow ones with the claims, the notebooks")
     sub.add_argument("--fast", action="store_true", help="the quick tests alone")
+    sub.add_argument("--minutes", type=float, metavar="N", help="be done in about N minutes: studies for which the machine is "
+                     "too slow are not trained, their claims and notebooks not tested; which ones changes from day to day")
     sub.epilog = "Any other argument goes to pytest, which is then called once."
     sub = add(lab, "open JupyterLab on the course map")
     sub.epilog = "Any argument goes to JupyterLab, for instance --no-browser."
@@ -223,18 +226,20 @@ def launch(words):
         raise setup_env.SetupError(str(error))
 
 
-def fill_store(names):
-    """Train what is missing of these artifacts, as many at a time as the machine has room for."""
-    from course_lib.fill import FillFailed, fill
+def fill_store(names, until=None):
+    """Train what is missing of these artifacts, as many at a time as the machine has room for; returns the names of those
+    for which there was no time. until: see `fill.fill`."""
+    from course_lib.fill import FillFailed, fill, missing
 
     try:
-        fill(names)
+        fill(names, until=until)
     except FillFailed as error:
         raise setup_env.SetupError(str(error))
+    return list(missing(names))
 
 
 def test(options, argv):
-    root = need_clone("The tests")
+    root, begun = need_clone("The tests"), time.monotonic()
     prepare(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.rest:
@@ -255,8 +260,13 @@ def test(options, argv):
     for name, arguments in stages:
         if len(results) == 1:  # what the claims and the notebooks read
             from course_lib import artifacts
+            from course_lib.notebooks import without
 
-            fill_store(artifacts.names())
+            until = options.minutes and begun + 60 * options.minutes - REST * results[0][-1]
+            late = fill_store(artifacts.names(), until)
+            os.environ["COURSE_LEFT_OUT"] = " ".join(late)
+        if name == "notebooks" and late:
+            arguments = without(late, arguments)
         results.append((name,) + (notebook_stage if name == "notebooks" else stage)(name, arguments, root))
     return report_stages(results)
 

@@ -7,15 +7,18 @@ costs the first one nothing. Each artifact is built by a process of its own, `py
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from datetime import date
 
 from course_lib import store
 from course_lib.progress import duration, say
 
 ROOM_MB = 3000  # memory that one training may need
+MOST = 0.8      # an artifact before this share of all work is trained alone: what would run beside it can run later
 _POLL = 0.1     # seconds between two looks at the running trainings
 
 
@@ -47,11 +50,14 @@ def jobs_here() -> int:
     return max(1, min(os.cpu_count() or 1, int(psutil.virtual_memory().available / 2**20 / ROOM_MB), 4))
 
 
-def fill(names: Iterable[str], jobs: int | None = None) -> int:
+def fill(names: Iterable[str], jobs: int | None = None, until: float | None = None) -> int:
     """Train what is missing of the artifacts `names`; returns how many were trained.
 
-    jobs: trainings side by side (default: `jobs_here()`); they share the cores. An artifact on which all others wait has
-        them all. The longest is begun first.
+    jobs: trainings side by side (default: `jobs_here()`); they share the cores. An artifact on which most of the work waits
+        has them all. First is begun what stands before the longest chain of trainings.
+    until: seconds of the monotonic clock. No training is begun that would not be done by then, going by how long the others
+        took on this machine. If time is short, studies come in an order that changes from day to day, so that each has its turn;
+        `missing` tells afterwards for which there was no time.
     Raises FillFailed when a training fails, after those that run beside it have ended; LookupError for an unknown name.
     """
     waiting = missing(names)
@@ -60,28 +66,63 @@ def fill(names: Iterable[str], jobs: int | None = None) -> int:
         return 0
     seconds = sum(recipe.seconds for recipe in waiting.values())
     say(f"Training {count} artifact{'s' * (count > 1)}, {min(jobs, count)} at a time: at most {duration(seconds)}.")
-    begun, running, failed = time.monotonic(), {}, []
+    chain, behind = _ahead(waiting)
+    turns = dict(zip(sorted(waiting), random.Random(date.today().toordinal()).sample(range(count), count)))
+    begun, running, failed, alone = time.monotonic(), {}, [], None
+    expected, took = 0.0, 0.0  # seconds of the trainings that have ended
+
+    def left(seconds: float) -> float:
+        """Seconds that would be left before `until` if trainings of so many more were done first."""
+        return until - time.monotonic() - seconds * max(took / expected if expected else 1.0, 1.0)
+
     try:
         while waiting and not failed or running:
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                if running.pop(name).returncode:
+            for name in [name for name, (process, *_) in running.items() if process.poll() is not None]:
+                process, recipe, since = running.pop(name)
+                expected, took = expected + recipe.seconds, took + time.monotonic() - since
+                if process.returncode:
                     failed.append(name)
+            if until is not None:
+                for name in [name for name, recipe in waiting.items() if left(recipe.seconds) < 0]:
+                    for late in {name} | behind[name]:
+                        waiting.pop(late, None)
             able = [r for r in waiting.values() if not any(p.name in waiting or p.name in running for p in r.needs)]
-            for recipe in sorted(able, key=lambda r: -r.seconds)[: jobs - len(running)]:
+            short = until is not None and left(sum(r.seconds for r in waiting.values()) / jobs) < 0
+            able.sort(key=lambda r: (not behind[r.name], turns[r.name]) if short else (False, -chain[r.name]))
+            for recipe in able[: 0 if alone in running else jobs - len(running)]:
                 if failed:
                     break
-                alone = len(able) == 1 and not running
-                running[recipe.name] = _start(recipe.name, 1 if alone else jobs)
+                others = sum(r.seconds for r in waiting.values()) - recipe.seconds
+                waits = sum(waiting[name].seconds for name in behind[recipe.name] if name in waiting)
+                alone = recipe.name if not running and waits >= MOST * others else None
+                running[recipe.name] = _start(recipe.name, 1 if alone else jobs), recipe, time.monotonic()
                 del waiting[recipe.name]
+                if alone:
+                    break
             time.sleep(_POLL)
     finally:
-        for process in running.values():  # Ctrl-C reaches the children by themselves; anything else must not leave them
+        for process, *_ in running.values():  # Ctrl-C reaches the children by themselves; anything else must not leave them
             process.terminate()
             process.wait()
     if failed:
         raise FillFailed(f"could not be trained: {', '.join(failed)}; what went wrong is said above")
-    say(f"The store is filled: {count} trained in {duration(time.monotonic() - begun)}.")
-    return count
+    late = sum(store.status(name) != "ready" for name in chain)
+    done = f"{count - late} trained in {duration(time.monotonic() - begun)}"
+    say(f"There was no time for {late} of the trainings: {done}." if late else f"The store is filled: {done}.")
+    return count - late
+
+
+def _ahead(waiting: dict[str, store.Recipe]) -> tuple[dict[str, float], dict[str, set[str]]]:
+    """Of each artifact: the seconds of the longest chain of trainings that begins with it, and the names of all that need it,
+    directly or not. waiting: as from `missing`."""
+    chain = {name: recipe.seconds for name, recipe in waiting.items()}
+    behind: dict[str, set[str]] = {name: set() for name in waiting}
+    for name in reversed(waiting):  # children before their parents
+        for parent in waiting[name].needs:
+            if parent.name in waiting:
+                chain[parent.name] = max(chain[parent.name], waiting[parent.name].seconds + chain[name])
+                behind[parent.name] |= {name} | behind[name]
+    return chain, behind
 
 
 def _start(name: str, shares: int) -> subprocess.Popen:

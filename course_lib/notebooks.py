@@ -4,6 +4,7 @@
 come with JupyterLab and are imported when they are used.
 """
 
+import json
 import os
 import re
 import signal
@@ -54,6 +55,27 @@ def nbval_args(folder: Path = FOLDER) -> list[str]:
     paths = [str(path) for path in notebooks(folder=folder)]
     options = ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}", "-p", "no:cacheprovider"]
     return [*options, *paths] if paths else []
+
+
+def artifacts_in(path: Path | str) -> set[str]:
+    """The artifacts that a notebook's code names."""
+    from course_lib.artifacts import names
+
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return {word for word in re.findall(r"""["'](\w+)["']""", code) if word in names()}
+
+
+def without(late: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """pytest's arguments less the notebooks that need one of the artifacts `late`, which could not be trained."""
+    kept = []
+    for argument in arguments:
+        missed = artifacts_in(argument).intersection(late) if argument.endswith(".ipynb") else ()
+        if missed:
+            print(f"{Path(argument).stem} is not tested: there was no time to train {', '.join(sorted(missed))}.", flush=True)
+        else:
+            kept.append(argument)
+    return kept
 
 
 def run(

@@ -1,5 +1,6 @@
 """The command line: choosing, running and summing up."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ def no_setup(monkeypatch):
     was to be trained."""
     asked = []
     monkeypatch.setattr(setup_env, "ensure", asked.append)
-    monkeypatch.setattr(cli, "fill_store", lambda names: asked.append(f"fill {len(list(names))}"))
-    for name in ("PYTHONUTF8", "TOKENIZERS_PARALLELISM", "PYTHONPATH", "COURSE_SMOKE"):
+    monkeypatch.setattr(cli, "fill_store", lambda names, until=None: asked.append(f"fill {len(list(names))}") or [])
+    for name in ("PYTHONUTF8", "TOKENIZERS_PARALLELISM", "PYTHONPATH", "COURSE_SMOKE", "COURSE_LEFT_OUT"):
         monkeypatch.setenv(name, "")  # what `prepare` and `run` set is put back afterwards
     return asked
 
@@ -154,6 +155,46 @@ def test_test_runs_quick_slow_and_notebook_stages(monkeypatch, no_setup):
     ran.clear()
     assert cli.main(["test", "--fast"]) == 0
     assert [entry[0] for entry in ran[1:]] == ["quick tests"]
+
+
+def test_minutes_leave_time_for_the_later_stages_and_skip_what_could_not_be_trained(monkeypatch, tmp_path, capsys):
+    asked, ran = [], []
+    monkeypatch.setattr(cli.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(cli, "fill_store", lambda names, until: asked.append(until) or ["grpo_sums", "methods_ppo"])
+
+    def stage(name, arguments, root):
+        ran.append((name, arguments, cli.os.environ["COURSE_LEFT_OUT"]))
+        return 0, {"passed": 1, "failed": 0, "skipped": 0}, 100.0
+
+    needs, other = (tmp_path / f"{name}.ipynb" for name in ("07_grpo", "06_ppo"))
+    for path, name in ((needs, "grpo_sums"), (other, "ppo_sums")):
+        path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": [f'result("{name}")']},
+                                              {"cell_type": "markdown", "source": ['not "methods_ppo"']}]}))
+    monkeypatch.setattr(cli, "stage", stage)
+    monkeypatch.setattr(cli, "notebook_stage", stage)
+    monkeypatch.setattr("course_lib.notebooks.nbval_args", lambda: ["--nbval-lax", str(needs), str(other)])
+    assert cli.main(["test", "--minutes", "60"]) == 0
+    assert asked == [1000 + 3600 - cli.REST * 100]
+    assert [left for _, _, left in ran] == ["", *["grpo_sums methods_ppo"] * 3]
+    assert ran[-1][1] == ["--nbval-lax", str(other)]
+    assert "07_grpo is not tested: there was no time to train grpo_sums." in capsys.readouterr().out
+
+
+def test_a_claim_is_skipped_only_where_its_study_was_left_out(tmp_path, monkeypatch):
+    claims = cli.clone() / "tests" / "claims"
+    (tmp_path / "conftest.py").write_text((claims / "conftest.py").read_text(encoding="utf-8"))
+    (tmp_path / "test_them.py").write_text(
+        "import pytest\nfrom course_lib import store\n"
+        "def study(name):\n"
+        "    return store.get(store.Recipe(name, lambda folder, progress: (folder / 'a.txt').write_text(name), {}))\n"
+        "@pytest.fixture(scope='module')\ndef late(): return study('late')\n"
+        "def test_late(late): pass\ndef test_also_late(): study('late')\ndef test_there(): assert study('there').is_dir()\n")
+    monkeypatch.setenv("COURSE_LEFT_OUT", "late other")
+    code, counts, _ = cli.stage("", [str(tmp_path), "-p", "no:cacheprovider"], tmp_path)
+    assert (code, counts) == (0, {"passed": 1, "failed": 0, "skipped": 2})
+    monkeypatch.setenv("COURSE_LEFT_OUT", "")
+    code, counts, _ = cli.stage("", [str(tmp_path), "-p", "no:cacheprovider"], tmp_path)
+    assert (code, counts) == (0, {"passed": 3, "failed": 0, "skipped": 0})
 
 
 def test_notebooks_are_checked_one_process_each_and_their_counts_added(monkeypatch, tmp_path, capsys):

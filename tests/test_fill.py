@@ -1,5 +1,9 @@
 """Filling the store: in which order, how many at a time, and what happens when a training fails."""
 
+import shutil
+from datetime import date
+from types import SimpleNamespace
+
 import pytest
 
 from course_lib import fill as fill_module
@@ -62,10 +66,22 @@ def started(monkeypatch):
     return begun
 
 
-def test_each_is_begun_after_what_it_needs_the_longest_first_and_as_many_as_asked(started):
+def test_each_is_begun_after_what_it_needs_the_longest_chain_first_and_as_many_as_asked(started):
     assert fill(["study", "other", "scaling"], jobs=2) == 5
-    assert started == [("base", 1), ("scaling", 2), ("sft", 2), ("other", 2), ("study", 2)]
+    assert started == [("base", 1), ("sft", 2), ("scaling", 2), ("other", 2), ("study", 2)]
     assert Fake.most == 2
+
+
+def test_what_most_of_the_work_waits_for_has_all_cores_though_something_could_run_beside_it(started, monkeypatch):
+    aside = recipe("aside", seconds=30)
+    monkeypatch.setitem(ALL, "aside", aside)
+    fill(["study", "other", "scaling", "aside"], jobs=2)
+    assert started[:3] == [("base", 1), ("sft", 2), ("scaling", 2)] and "aside" in dict(started[3:])
+    shutil.rmtree(store.root())
+    started.clear()
+    monkeypatch.setitem(ALL, "aside", recipe("aside", seconds=300))  # now half of the work is elsewhere
+    fill(["study", "other", "scaling", "aside"], jobs=2)
+    assert started[:2] == [("base", 2), ("aside", 2)]
 
 
 def test_what_is_there_is_not_trained_again(started):
@@ -83,7 +99,7 @@ def test_a_failure_is_named_and_nothing_is_begun_after_it(started, monkeypatch):
     monkeypatch.setattr(fill_module, "_start", start)
     with pytest.raises(FillFailed, match="could not be trained: sft"):
         fill(["study", "other", "scaling"], jobs=2)
-    assert started == ["base", "scaling", "sft"]
+    assert started == ["base", "sft", "scaling"]
     assert store.status(SCALING) == "ready"  # what ran beside it was let finish
 
 
@@ -102,6 +118,63 @@ def test_nothing_is_left_running_when_the_filling_is_stopped(started, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         fill(["sft"], jobs=2)
     assert [fake.returncode for fake in fakes] == [-15]
+
+
+@pytest.fixture
+def clock(started, monkeypatch):
+    """A clock that goes on while trainings run: each takes twice the seconds that its recipe says."""
+    now = [1000.0]
+
+    class Slow(Fake):
+        def __init__(self, name, shares):
+            super().__init__(name, shares)
+            self.done = now[0] + 2 * ALL[name].seconds
+
+        def poll(self):
+            self.ticks = 1 if now[0] >= self.done else 2
+            return super().poll()
+
+    def start(name, shares):
+        started.append(name)
+        return Slow(name, shares)
+
+    monkeypatch.setattr(fill_module, "_start", start)
+    monkeypatch.setattr(fill_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(fill_module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + 1))
+    return now
+
+
+def test_what_would_not_be_done_in_time_is_left_out_with_all_that_needs_it(started, clock, capsys):
+    """Base takes 400 s of 590; then sft (120 s) and scaling (180 s) fit, and in the last 70 s study (60 s), but not other (80 s)."""
+    assert fill(["study", "other", "scaling"], jobs=2, until=clock[0] + 590) == 4
+    assert started[0] == "base" and set(started[1:3]) == {"sft", "scaling"} and started[3:] == ["study"]
+    assert clock[0] <= 1000 + 590
+    started.clear()
+    shutil.rmtree(store.root())
+    clock[0] = 0.0
+    assert fill(["study", "other", "scaling"], jobs=2, until=530.0) == 2  # sft fits, scaling and what needs sft do not
+    assert started == ["base", "sft"] and set(fill_module.missing(["study", "other", "scaling"])) == {"study", "other", "scaling"}
+    assert "no time for 3 of the trainings" in capsys.readouterr().err
+
+
+def test_without_time_for_the_first_training_nothing_is_begun(started, clock):
+    assert fill(["study", "scaling"], jobs=2, until=clock[0] + 150) == 0 and started == []
+
+
+def test_where_time_is_short_each_study_has_its_turn(started, clock, monkeypatch):
+    """Which of many equal studies there is time for depends on the day; a parent is begun before any of them."""
+    studies = {f"s{i}": recipe(f"s{i}", (BASE,), seconds=50) for i in range(6)}
+    for name, study in studies.items():
+        monkeypatch.setitem(ALL, name, study)
+    had = []
+    for day in range(1, 9):
+        monkeypatch.setattr(fill_module, "date", SimpleNamespace(today=lambda: date(2020, 1, day)))
+        shutil.rmtree(store.root(), ignore_errors=True)
+        started.clear()
+        begun = clock[0]
+        assert fill(studies, jobs=2, until=begun + 400 + 110) == 3 and started[0] == "base"
+        had.append(frozenset(started[1:]))
+    assert len(set(had)) > 1 and frozenset.union(*had) == set(studies)
 
 
 def test_missing_lists_parents_before_children():
