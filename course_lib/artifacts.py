@@ -14,7 +14,8 @@ MODELS = ("base", "sft", "policy_sft", "sums_start", "sums_weak", "functions_sta
 TIGHT = dict(steps=32, count=10, samples=4, lr=3e-4)  # fast: gold peaks within the first half
 BRIEF = dict(steps=2, count=2, samples=2, lr=3e-4)
 JUDGED, REHEARSED = dict(seeds=[0, 1, 2, 3], validation=4, questions=120), dict(seeds=[0, 1], validation=2, questions=3)
-ONLINE = dict(steps=24, count=10, samples=4, beta=0.3, evaluations=3)
+ONLINE = dict(steps=24, count=8, samples=4, beta=0.3, evaluations=2)
+THREE = dict(seeds=[0, 1, 2])  # where what is to be seen is large
 FLEETING = dict(steps=2, count=2, samples=2, beta=0.3, evaluations=1)
 SIZES = {
     "base": {
@@ -89,13 +90,13 @@ SIZES = {
         "full": dict(seeds=[0, 1, 2, 3, 4], steps=20, count=8, samples=4, lr=5e-4, conditions={
             "leave-one-out": dict(baseline="rloo"),
             "none": dict(baseline="none"),
-            "leave-one-out, 2 x lr": dict(baseline="rloo", lr=1e-3),
-            "none, rewards - 5, 2 x lr": dict(baseline="none", offset=-5.0, lr=1e-3),
-            "leave-one-out, 4 x lr": dict(baseline="rloo", lr=2e-3)}),
+            "leave-one-out, 2 x lr": dict(THREE, baseline="rloo", lr=1e-3),
+            "none, rewards - 5, 2 x lr": dict(THREE, baseline="none", offset=-5.0, lr=1e-3),
+            "leave-one-out, 4 x lr": dict(THREE, baseline="rloo", lr=2e-3)}),
         "smoke": dict(seeds=[0, 1], steps=2, count=2, samples=2, lr=5e-4, conditions={
             "leave-one-out": dict(baseline="rloo"),
             "none, rewards - 5, 2 x lr": dict(baseline="none", offset=-5.0, lr=1e-3)}),
-        "seconds": 180,
+        "seconds": 140,
     },
     "reinforce_variance": {
         "full": dict(seeds=[0, 1, 2, 3, 4], batches=4, steps=20, count=8, samples=4, lr=5e-4, kinds={
@@ -176,14 +177,14 @@ SIZES = {
         "seconds": 160,
     },
     "preference_probe": {
-        "full": dict(seeds=[1, 2, 3, 4, 5], labels=1000, layers=1, pooling="mean", epochs=4, lr=1e-3),
-        "smoke": dict(seeds=[1, 2], labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
-        "seconds": 75,
+        "full": dict(answers=480),
+        "smoke": dict(answers=9),
+        "seconds": 25,
     },
     "grpo_sums": {
-        "full": dict(world="sums", seeds=[0, 1, 2], steps=80, lr=2e-4, test=150),
+        "full": dict(world="sums", seeds=[0, 1, 2], steps=64, lr=2e-4, test=150),
         "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 190,
+        "seconds": 155,
     },
     "grpo_weak": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=60, lr=2e-4, test=150),
@@ -191,9 +192,9 @@ SIZES = {
         "seconds": 150,
     },
     "grpo_functions": {
-        "full": dict(world="functions", seeds=[0, 1, 2], steps=60, count=8, lr=2e-4, test=111),
+        "full": dict(world="functions", seeds=[0, 1, 2], steps=40, count=8, lr=2e-4, test=111),
         "smoke": dict(world="functions", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 70,
+        "seconds": 50,
     },
     "ppo_bias": {
         "full": dict(seeds=list(range(20)), lams=[0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0], letters=3, length=4, episodes=200),
@@ -221,11 +222,11 @@ SIZES = {
         "seconds": 6,
     },
     "dpo_beta": {
-        "full": dict(seeds=[0, 1, 2], labels=1000, questions=120, watched=96, conditions={
-            f"beta {beta}": dict(beta=beta, lr=3e-4, evaluations=4) for beta in (0.03, 0.1, 0.3)}),
+        "full": dict(seeds=[0, 1, 2], labels=1000, questions=80, watched=48, conditions={
+            f"beta {beta}": dict(beta=beta, lr=3e-4, evaluations=3) for beta in (0.03, 0.1, 0.3)}),
         "smoke": dict(seeds=[0, 1], labels=4, questions=4, watched=4, conditions={
             "beta 0.1": dict(beta=0.1, lr=2e-4, batch_size=2, evaluations=2)}),
-        "seconds": 250,
+        "seconds": 190,
     },
     "dpo_rounds": {
         "full": dict(seeds=[0, 1, 2, 3, 4], labels=600, count=3, questions=120, watched=32, beta=0.1, lr=2e-4, batch_size=32,
@@ -240,21 +241,21 @@ SIZES = {
         "seconds": 40,
     },
     "agent_research": {
-        "full": dict(seeds=[0, 1, 2], steps=20, count=8, samples=8, lr=1.5e-4, test=80),
+        "full": dict(seeds=[0, 1, 2], steps=12, count=8, samples=8, lr=1.5e-4, test=80),
         "smoke": dict(seeds=[0, 1], steps=1, count=2, samples=2, lr=2e-4, test=2),
-        "seconds": 180,
+        "seconds": 115,
     },
     "methods_online": {
         "full": dict(JUDGED, methods={name: dict(ONLINE, tune="lr", lr=[3e-4, 6e-4]) for name in ("REINFORCE", "RLOO", "GRPO")}),
         "smoke": dict(REHEARSED, methods={name: dict(FLEETING, tune="lr", lr=[3e-4, 6e-4])
                                           for name in ("REINFORCE", "RLOO", "GRPO")}),
-        "seconds": 200,
+        "seconds": 160,
     },
     "methods_ppo": {  # it uses every batch twice, and has half as many
         "full": dict(JUDGED, methods={
             "PPO": dict(ONLINE, steps=12, epochs=2, minibatches=2, tune="lr", lr=[1.5e-4, 3e-4])}),
         "smoke": dict(REHEARSED, methods={"PPO": dict(FLEETING, epochs=1, minibatches=2, tune="lr", lr=[1.5e-4, 3e-4])}),
-        "seconds": 100,
+        "seconds": 80,
     },
     "methods_offline": {
         "full": dict(JUDGED, methods={
@@ -273,13 +274,13 @@ SIZES = {
         "seconds": 15,
     },
     "agent_forms": {
-        "full": dict(seeds=[0, 1, 2, 3, 4], episodes=100, test=80, go_on="SFT on corrections", conditions={
+        "full": dict(seeds=[0, 1, 2, 3, 4], episodes=100, test=48, go_on="SFT on corrections", conditions={
             "SFT on corrections": dict(method="SFT", epochs=1, lr=3e-4),
             "SFT, 2 passes": dict(method="SFT", epochs=2, lr=3e-4),
             "DPO on pairs": dict(method="DPO", epochs=1, lr=1e-4)}),
         "smoke": dict(seeds=[0, 1], episodes=2, test=2, go_on="SFT on corrections", conditions={
             "SFT on corrections": dict(method="SFT", batch_size=2), "DPO on pairs": dict(method="DPO", batch_size=2)}),
-        "seconds": 210,
+        "seconds": 130,
     },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
@@ -330,7 +331,8 @@ GRPO_CODE = (*START_CODE, "course_lib.algorithms.grpo", "course_lib.algorithms.p
              "course_lib.objectives:clipped_surrogate,degenerate,group_advantages,pass_at_k,token_weights",
              "course_lib.experiments.starts:sum_rows,function_rows,solve_rates",
              "course_lib.experiments.grpo:LENGTH,rows_of,reward_of,learn,rule_study")
-NEEDS |= {"rlhf_rewards_many": NEEDS["rlhf_rewards"], "rlhf_remedies": ("policy_sft", "rlhf_rewards", "rlhf_rewards_many")}
+NEEDS |= {"preference_probe": ("policy_sft", "answers", "rlhf_rewards"), "rlhf_rewards_many": NEEDS["rlhf_rewards"],
+          "rlhf_remedies": ("policy_sft", "rlhf_rewards", "rlhf_rewards_many")}
 DPO_CODE = (*ANSWERS_CODE, "course_lib.rewards.rubric", "course_lib.annotators", "course_lib.exact",
             "course_lib.algorithms.training:make_optimizers,pad_right,take_step,warmup_cosine",
             "course_lib.algorithms.dpo", "course_lib.lm.shared", "course_lib.algorithms.reward_model:judge",
@@ -528,12 +530,16 @@ def _reinforce_study(name: str) -> Callable[[Path, object], None]:
 
 def _preference_study(name: str) -> Callable[[Path, object], None]:
     def build(folder: Path, progress) -> None:
-        from course_lib.experiments import reward_model
+        from course_lib.experiments import reward_model, rlhf
         from course_lib.lm.model import load_lm
 
-        study = {"preference_heads": reward_model.heads, "preference_models": reward_model.whole_models,
-                 "preference_probe": reward_model.unnatural}[name]
-        save_json(folder / "result.json", study(*load_lm("policy_sft"), result("answers"), **size(name)))
+        policy, tokenizer = load_lm("policy_sft")
+        if name == "preference_probe":
+            numbers = reward_model.unnatural(rlhf.load_rewards(get("rlhf_rewards")), tokenizer, result("answers"), **size(name))
+        else:
+            study = {"preference_heads": reward_model.heads, "preference_models": reward_model.whole_models}[name]
+            numbers = study(policy, tokenizer, result("answers"), **size(name))
+        save_json(folder / "result.json", numbers)
 
     return build
 

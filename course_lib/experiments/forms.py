@@ -113,20 +113,20 @@ def study(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Seq
     with Progress("agents that learn from mistakes", total=2 * len(seeds) * len(conditions), unit="run") as progress:
         for seed in seeds:
             others, strange = (blanks(part, test, seed) for part in ("test", "quiz"))
-            agent = model
+
+            def perform(who: PreTrainedModel) -> dict[str, float]:
+                quiz = scores(act_on(who, tokenizer, strange, seed))["success"]
+                return scores(act_on(who, tokenizer, others, seed)) | {"quiz": quiz}
+
+            agent, performed = model, perform(model)
             for number, told in enumerate(rounds):
                 pairs = corrections(act_on(agent, tokenizer, blanks("train", episodes, f"{seed} {number}"), seed))
                 mistakes = corrections(act_on(agent, tokenizer, others, 100 + seed))
-
-                def measure(who: PreTrainedModel) -> dict[str, float]:
-                    seen = scores(act_on(who, tokenizer, others, seed)) | habits(who, tokenizer, mistakes)
-                    return seen | {"quiz": scores(act_on(who, tokenizer, strange, seed))["success"]}
-
-                told.append({"pairs": len(pairs), "before": measure(agent), "after": {}})
-                learnt = {}
+                after, learnt = {}, {}
+                told.append({"pairs": len(pairs), "before": performed | habits(agent, tokenizer, mistakes), "after": after})
                 for name, condition in conditions.items():
                     learnt[name] = learn(agent, tokenizer, pairs, seed, **condition)
-                    told[-1]["after"][name] = measure(learnt[name])
+                    after[name] = perform(learnt[name]) | habits(learnt[name], tokenizer, mistakes)
                     progress.update()
-                agent = learnt[go_on]
+                agent, performed = learnt[go_on], after[go_on]
     return rounds

@@ -332,16 +332,15 @@ UNNATURAL: dict[str, Callable[[str, str, Draw], str]] = {  # of an answer, the a
 }
 
 
-def unnatural(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int], labels: int,
-              **settings) -> dict:
-    """C18: weak reward models, one a seed, judge text that nobody would write, made from the policy's answers to the test
-    questions. Rewards are in standard deviations of the policy's answers.
+def unnatural(models: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase, pool: dict, answers: int) -> dict:
+    """C18: reward models judge text that nobody would write, made from the first `answers` answers of the policy to the test
+    questions. Rewards are in standard deviations of the policy's answers, see `whitened`.
 
-    Returns {family: {reward: [seed], gold: mean, beats: [seed]}, ...} under `families` (beats: the share of the answers that
-    earn more than they did before they were spoilt), and `gallery`: for the first seed and each family, the text whose reward
+    Returns {family: {reward: [model], gold: mean, beats: [model]}, ...} under `families` (beats: the share of the answers that
+    earn more than they did before they were spoilt), and `gallery`: for the first model and each family, the text whose reward
     is furthest above its gold score: family, city, text, reward, gold.
     """
-    rows = [(row, text) for row in pool["test"] for text in row["answers"]]
+    rows = [(row, text) for row in pool["test"] for text in row["answers"]][:answers]
     draw, nick = Draw("unnatural"), {c.city: c.nick for c in atlas.cities()}
     spoilt = {name: [make(text, nick[row["city"]], draw) for row, text in rows] for name, make in UNNATURAL.items()}
     cities, prompts = [row["city"] for row, _ in rows], [row["prompt"] for row, _ in rows]
@@ -349,15 +348,14 @@ def unnatural(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool:
     first = next(iter(UNNATURAL))
     families: dict = {name: {"reward": [], "beats": [], "gold": sum(gold[name]) / len(rows)} for name in UNNATURAL}
     gallery: list[dict] = []
-    with Progress("text that nobody would write", total=len(seeds), unit="model") as progress:
-        for seed in seeds:
-            model, _ = weak_reward_model(policy, tokenizer, pool, labels, seed, **settings)
+    with Progress("text that nobody would write", total=len(models), unit="model") as progress:
+        for model in models:
             reward = LearnedReward(model, tokenizer)
             given = {name: reward(prompts=prompts, completions=texts) for name, texts in spoilt.items()}
             for name, values in given.items():
                 families[name]["reward"].append(sum(values) / len(values))
                 families[name]["beats"].append(sum(v > n for v, n in zip(values, given[first])) / len(values))
-            if seed == seeds[0]:
+            if model is models[0]:
                 for name in UNNATURAL:
                     best = max(range(len(rows)), key=lambda i: given[name][i] - gold[name][i])
                     gallery.append({"family": name, "city": cities[best], "text": spoilt[name][best],
