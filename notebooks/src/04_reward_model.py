@@ -503,8 +503,8 @@ plots.finish(fig, "Expected calibration error: " + ", ".join(
 # ## 10 · Text that nobody would write (C18)
 #
 # *The reward model is trained on natural language inputs and might fail to assign low scores to unnatural input.* The
-# reward model below is honestly trained: the policy's first layer, 1000 pairs, unbiased people. **Predict** which of
-# these families beat the answers from which they were made.
+# reward models below are honestly trained: the policy's first layer, 1000 pairs each, unbiased people. They are the five
+# that notebook 05 will optimise. **Predict** which of these families beat the answers from which they were made.
 
 # %%
 proxy, _ = load_reward_model()

@@ -333,7 +333,7 @@ plots.finish(fig, "Accuracy against the reward model of the same labels, in poin
     + f". A perfect judge: {study['ceiling']:.3f}.")
 
 # %% [markdown]
-# Now the policies. RLHF's curves come from notebook 05 (its reward models, 40 steps); DPO's from one pass over the labels.
+# Now the policies. RLHF's curves come from notebook 05 (its reward models); DPO's from one pass over the labels.
 # Gold is what people had in mind; neither method ever sees it. **Predict**: who gets further for the same KL?
 
 # %%
