@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import date
 
 from course_lib import store
@@ -66,35 +66,17 @@ def fill(names: Iterable[str], jobs: int | None = None, until: float | None = No
         return 0
     seconds = sum(recipe.seconds for recipe in waiting.values())
     say(f"Training {count} artifact{'s' * (count > 1)}, {min(jobs, count)} at a time: at most {duration(seconds)}.")
-    chain, behind = _ahead(waiting)
-    turns = dict(zip(sorted(waiting), random.Random(date.today().toordinal()).sample(range(count), count)))
+    plan = _Plan(waiting, jobs, until)
     begun, running, failed, alone = time.monotonic(), {}, [], None
-    expected, took = 0.0, 0.0  # seconds of the trainings that have ended
-
-    def left(seconds: float) -> float:
-        """Seconds that would be left before `until` if trainings of so many more were done first."""
-        return until - time.monotonic() - seconds * max(took / expected if expected else 1.0, 1.0)
-
     try:
         while waiting and not failed or running:
             for name in [name for name, (process, *_) in running.items() if process.poll() is not None]:
                 process, recipe, since = running.pop(name)
-                expected, took = expected + recipe.seconds, took + time.monotonic() - since
+                plan.ended(recipe, time.monotonic() - since)
                 if process.returncode:
                     failed.append(name)
-            if until is not None:
-                for name in [name for name, recipe in waiting.items() if left(recipe.seconds) < 0]:
-                    for late in {name} | behind[name]:
-                        waiting.pop(late, None)
-            able = [r for r in waiting.values() if not any(p.name in waiting or p.name in running for p in r.needs)]
-            short = until is not None and left(sum(r.seconds for r in waiting.values()) / jobs) < 0
-            able.sort(key=lambda r: (not behind[r.name], turns[r.name]) if short else (False, -chain[r.name]))
-            for recipe in able[: 0 if alone in running else jobs - len(running)]:
-                if failed:
-                    break
-                others = sum(r.seconds for r in waiting.values()) - recipe.seconds
-                waits = sum(waiting[name].seconds for name in behind[recipe.name] if name in waiting)
-                alone = recipe.name if not running and waits >= MOST * others else None
+            for recipe in plan.next(running)[: 0 if failed or alone in running else jobs - len(running)]:
+                alone = recipe.name if not running and plan.most_waits_for(recipe) else None
                 running[recipe.name] = _start(recipe.name, 1 if alone else jobs), recipe, time.monotonic()
                 del waiting[recipe.name]
                 if alone:
@@ -106,23 +88,49 @@ def fill(names: Iterable[str], jobs: int | None = None, until: float | None = No
             process.wait()
     if failed:
         raise FillFailed(f"could not be trained: {', '.join(failed)}; what went wrong is said above")
-    late = sum(store.status(name) != "ready" for name in chain)
+    late = sum(store.status(name) != "ready" for name in plan.chain)
     done = f"{count - late} trained in {duration(time.monotonic() - begun)}"
     say(f"There was no time for {late} of the trainings: {done}." if late else f"The store is filled: {done}.")
     return count - late
 
 
-def _ahead(waiting: dict[str, store.Recipe]) -> tuple[dict[str, float], dict[str, set[str]]]:
-    """Of each artifact: the seconds of the longest chain of trainings that begins with it, and the names of all that need it,
-    directly or not. waiting: as from `missing`."""
-    chain = {name: recipe.seconds for name, recipe in waiting.items()}
-    behind: dict[str, set[str]] = {name: set() for name in waiting}
-    for name in reversed(waiting):  # children before their parents
-        for parent in waiting[name].needs:
-            if parent.name in waiting:
-                chain[parent.name] = max(chain[parent.name], waiting[parent.name].seconds + chain[name])
-                behind[parent.name] |= {name} | behind[name]
-    return chain, behind
+class _Plan:
+    """Which training comes next. waiting: those that are not begun, as from `missing`; until: see `fill`."""
+
+    def __init__(self, waiting: dict[str, store.Recipe], jobs: int, until: float | None):
+        self.waiting, self.jobs, self.until = waiting, jobs, until
+        self.expected, self.took = 0.0, 0.0  # seconds of the trainings that have ended
+        drawn = random.Random(date.today().toordinal()).sample(sorted(waiting), len(waiting))
+        self.turn = {name: i for i, name in enumerate(drawn)}
+        self.chain = {name: recipe.seconds for name, recipe in waiting.items()}  # of the longest one that begins with it
+        self.behind: dict[str, set[str]] = {name: set() for name in waiting}     # all that need it, directly or not
+        for name in reversed(waiting):  # children before their parents
+            for parent in waiting[name].needs:
+                if parent.name in waiting:
+                    self.chain[parent.name] = max(self.chain[parent.name], parent.seconds + self.chain[name])
+                    self.behind[parent.name] |= {name} | self.behind[name]
+
+    def ended(self, recipe: store.Recipe, seconds: float) -> None:
+        self.expected, self.took = self.expected + recipe.seconds, self.took + seconds
+
+    def fits(self, seconds: float) -> bool:
+        """Whether there is time for trainings that should take so many seconds, on a machine like this one."""
+        slow = max(self.took / self.expected, 1.0) if self.expected else 1.0
+        return self.until is None or time.monotonic() + seconds * slow <= self.until
+
+    def next(self, running: Collection[str]) -> list[store.Recipe]:
+        """What can be begun beside those that run, the most urgent first. What does not fit any more is given up."""
+        for name in [name for name, recipe in self.waiting.items() if not self.fits(recipe.seconds)]:
+            for late in {name} | self.behind[name]:
+                self.waiting.pop(late, None)
+        able = [r for r in self.waiting.values() if not any(p.name in self.waiting or p.name in running for p in r.needs)]
+        if self.fits(sum(r.seconds for r in self.waiting.values()) / self.jobs):
+            return sorted(able, key=lambda r: -self.chain[r.name])
+        return sorted(able, key=lambda r: (not self.behind[r.name], self.turn[r.name]))
+
+    def most_waits_for(self, recipe: store.Recipe) -> bool:
+        others = sum(r.seconds for r in self.waiting.values()) - recipe.seconds
+        return sum(self.waiting[name].seconds for name in self.behind[recipe.name] if name in self.waiting) >= MOST * others
 
 
 def _start(name: str, shares: int) -> subprocess.Popen:

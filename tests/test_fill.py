@@ -168,7 +168,7 @@ def test_where_time_is_short_each_study_has_its_turn(started, clock, monkeypatch
     for name, study in studies.items():
         monkeypatch.setitem(ALL, name, study)
     had = []
-    for day in range(1, 9):
+    for day in range(1, 31):
         monkeypatch.setattr(fill_module, "date", SimpleNamespace(today=lambda: date(2020, 1, day)))
         shutil.rmtree(store.root(), ignore_errors=True)
         started.clear()
