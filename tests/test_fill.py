@@ -145,7 +145,7 @@ def clock(started, monkeypatch):
 
 
 def test_what_would_not_be_done_in_time_is_left_out_with_all_that_needs_it(started, clock, capsys):
-    """Base takes 400 s of 590; then sft (120 s) and scaling (180 s) fit, and in the last 70 s study (60 s), but not other (80 s)."""
+    """Base takes 400 s of 590; sft (120 s) and scaling (180 s) fit, and in the last 70 s study (60 s), but not other (80 s)."""
     assert fill(["study", "other", "scaling"], jobs=2, until=clock[0] + 590) == 4
     assert started[0] == "base" and set(started[1:3]) == {"sft", "scaling"} and started[3:] == ["study"]
     assert clock[0] <= 1000 + 590
