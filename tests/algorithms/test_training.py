@@ -140,6 +140,16 @@ def test_ctrl_c_twice_does_not_wait_for_the_step(model, tmp_path):
     assert json.loads((tmp_path / "c" / "state.json").read_text())["step"] == 4
 
 
+def test_ctrl_c_after_the_last_step_is_not_lost_and_nor_is_the_run(model, tmp_path):
+    """In the last look at the model, say: the steps are done, and the checkpoint stays for the next call."""
+    optimizers = training.make_optimizers(model, 1e-3)
+    with pytest.raises(KeyboardInterrupt):
+        with training.Checkpoints(tmp_path / "c", model, optimizers, {}, every=1) as checkpoints:
+            checkpoints.after(1)
+            signal.raise_signal(signal.SIGINT)
+    assert json.loads((tmp_path / "c" / "state.json").read_text())["step"] == 1
+
+
 def test_ctrl_c_is_as_ever_where_nothing_is_saved(model):
     calls = itertools.count()
     model.model.norm.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 5 else None)
