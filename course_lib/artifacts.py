@@ -182,9 +182,9 @@ SIZES = {
         "seconds": 25,
     },
     "grpo_sums": {
-        "full": dict(world="sums", seeds=[0, 1, 2], steps=64, lr=2e-4, test=150),
+        "full": dict(world="sums", seeds=[0, 1, 2], steps=80, lr=2e-4, test=150),
         "smoke": dict(world="sums", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 155,
+        "seconds": 190,
     },
     "grpo_weak": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=60, lr=2e-4, test=150),
