@@ -18,7 +18,6 @@ from course_lib import store
 from course_lib.progress import duration, say
 
 ROOM_MB = 3000  # memory that one training may need
-MOST = 0.8      # an artifact before this share of all work is trained alone: what would run beside it can run later
 _POLL = 0.1     # seconds between two looks at the running trainings
 
 
@@ -53,8 +52,9 @@ def jobs_here() -> int:
 def fill(names: Iterable[str], jobs: int | None = None, until: float | None = None) -> int:
     """Train what is missing of the artifacts `names`; returns how many were trained.
 
-    jobs: trainings side by side (default: `jobs_here()`); they share the cores. An artifact on which most of the work waits
-        has them all. First is begun what stands before the longest chain of trainings.
+    jobs: trainings side by side (default: `jobs_here()`). Each has its share of the cores, and no more when it is alone: more
+        threads add in another order, and its numbers would depend on what else was to be trained. First is begun what stands
+        before the longest chain of trainings.
     until: seconds of the monotonic clock. No training is begun that would not be done by then, going by how long the others
         took on this machine. If time is short, studies come in an order that changes from day to day, so that each has its turn;
         `missing` tells afterwards for which there was no time.
@@ -67,7 +67,7 @@ def fill(names: Iterable[str], jobs: int | None = None, until: float | None = No
     seconds = sum(recipe.seconds for recipe in waiting.values())
     say(f"Training {count} artifact{'s' * (count > 1)}, {min(jobs, count)} at a time: at most {duration(seconds)}.")
     plan = _Plan(waiting, jobs, until)
-    begun, running, failed, alone = time.monotonic(), {}, [], None
+    begun, running, failed = time.monotonic(), {}, []
     try:
         while waiting and not failed or running:
             for name in [name for name, (process, *_) in running.items() if process.poll() is not None]:
@@ -75,12 +75,9 @@ def fill(names: Iterable[str], jobs: int | None = None, until: float | None = No
                 plan.ended(recipe, time.monotonic() - since)
                 if process.returncode:
                     failed.append(name)
-            for recipe in plan.next(running)[: 0 if failed or alone in running else jobs - len(running)]:
-                alone = recipe.name if not running and plan.most_waits_for(recipe) else None
-                running[recipe.name] = _start(recipe.name, 1 if alone else jobs), recipe, time.monotonic()
+            for recipe in plan.next(running)[: 0 if failed else jobs - len(running)]:
+                running[recipe.name] = _start(recipe.name, jobs), recipe, time.monotonic()
                 del waiting[recipe.name]
-                if alone:
-                    break
             time.sleep(_POLL)
     finally:
         for process, *_ in running.values():  # Ctrl-C reaches the children by themselves; anything else must not leave them
@@ -127,10 +124,6 @@ class _Plan:
         if self.fits(sum(r.seconds for r in self.waiting.values()) / self.jobs):
             return sorted(able, key=lambda r: -self.chain[r.name])
         return sorted(able, key=lambda r: (not self.behind[r.name], self.turn[r.name]))
-
-    def most_waits_for(self, recipe: store.Recipe) -> bool:
-        others = sum(r.seconds for r in self.waiting.values()) - recipe.seconds
-        return sum(self.waiting[name].seconds for name in self.behind[recipe.name] if name in self.waiting) >= MOST * others
 
 
 def _start(name: str, shares: int) -> subprocess.Popen:
