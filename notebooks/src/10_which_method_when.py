@@ -181,12 +181,12 @@ print(f"Of {len(pairs)} pairs of methods, {len(open_)} cannot be told apart with
 
 # %% [markdown]
 # **Explain.** Everything beats the start, the simplest included: what the labels say can be had in many ways. Count the pairs
-# that cannot be told apart before you rank the rest: of so many intervals, one in twenty excludes 0 by chance alone. What
-# does stand out is RLOO before SFT on the best: who asks the reward model about what the policy says *now* can learn what no
-# sample of the start shows. And look how wide the dots of DPO lie. It has nothing but its own labels to go by, and some sets
-# of 1,000 noisy verdicts are worse than others; the others hear of them through a reward model, which smooths them first. Be
-# slow to conclude that RLOO *is* better than PPO or GRPO: PPO had half of their samples (it used each twice), and GRPO's
-# $\beta$, in units of the group's spread, is another price.
+# that cannot be told apart before you rank the rest: of so many intervals, one in twenty excludes 0 by chance alone. Who asks
+# the reward model about what the policy says *now* can learn what no sample of the start shows; look up in that list whether
+# RLOO makes more of it than SFT makes of the best answers of the start. With as few samples as here it need not. DPO has
+# nothing but its own labels to go by, and some sets of 1,000 noisy verdicts are worse than others; the others hear of them
+# through a reward model, which smooths them first. Be slow to rank RLOO, PPO and GRPO: PPO had half of their samples (it used
+# each twice), and GRPO's $\beta$, in units of the group's spread, is another price.
 #
 # ## 3 · The frontier
 #
