@@ -239,7 +239,7 @@ def atlas_runs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds
                **config) -> dict:
     """C12: REINFORCE on the atlas from the same start, with the rubric as its reward, one run a seed in each condition.
 
-    conditions: name -> what differs from `config`: `baseline`, `lr`, `offset` (added to all rewards), its own `seeds`, ...
+    conditions: name -> what differs from `config`: `baseline`, `lr`, `offset` (added to all rewards), ...
     Returns {start: quiz, runs: {name: {gold: [seed][step], entropy: ..., end: [seed] quiz, says: [...]}}}; gold and entropy
     are those of the batches; `says` holds questions with one sampled answer each, of the first seed's model and of the start.
     """
@@ -250,20 +250,19 @@ def atlas_runs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds
         return [list(pair) for pair in zip(asked, out.texts)]
 
     result: dict = {"start": quiz(model, tokenizer), "says": says(model), "runs": {}}
-    with Progress("REINFORCE on the atlas", total=sum(len(c.get("seeds", seeds)) for c in conditions.values()), unit="run"
-                  ) as progress:
+    with Progress("REINFORCE on the atlas", total=len(conditions) * len(seeds), unit="run") as progress:
         for name, changes in conditions.items():
-            offset, own = changes.get("offset", 0.0), changes.get("seeds", seeds)
-            settings = config | {key: value for key, value in changes.items() if key not in ("offset", "seeds")}
+            offset = changes.get("offset", 0.0)
+            settings = config | {key: value for key, value in changes.items() if key != "offset"}
             runs: dict[str, list] = {"gold": [], "entropy": [], "end": [], "says": []}
-            for seed in own:
+            for seed in seeds:
                 policy = copy.deepcopy(model)
                 history = train(LMAgent(policy, tokenizer, max_new_tokens=32), atlas_environment(moved(atlas_gold, offset)),
                                 ReinforceConfig(seed=seed, **settings), label=f"{name}, seed {seed}")
                 runs["gold"].append([e["reward"] - offset for e in history])
                 runs["entropy"].append([e["entropy"] for e in history])
                 runs["end"].append(quiz(policy, tokenizer))
-                if seed == own[0]:
+                if seed == seeds[0]:
                     runs["says"] = says(policy)
                 progress.update()
             result["runs"][name] = runs

@@ -74,7 +74,7 @@ def test_c21_an_early_stop_does_not_replace_the_clip(stability):
 def test_c21_on_the_courses_model():
     study = artifacts.result("ppo_sums")
     clipped, free = ([run["pass@1"] for run in study[name]] for name in ("clip", "no clip"))
-    assert len(clipped) >= 3 and min(clipped) > study["start"]["pass@1"] > max(free)
+    assert len(clipped) >= 3 and min(clipped) > max(study["start"]["pass@1"], *free)  # without the clip some runs learn, too
     assert np.mean([r["approx_kl"] for r in study["no clip"]]) > np.mean([r["approx_kl"] for r in study["clip"]])
 
 
