@@ -55,12 +55,12 @@ def test_c11_sign_and_size_of_each_change_are_those_of_the_advantage(policy):
 
 
 def test_c11_on_the_lecture_s_example_full_marks_rise_and_the_terse_answer_falls():
-    """A1 has equals, which the rubric cannot tell from it: which of them wins is luck, their sum is not."""
+    """A1 has equals, which the rubric cannot tell from it: which of them wins is luck (A1 rose in 4 of 5 seeds from one training
+    of the start, in 1 of 5 from another), their sum is not."""
     study = artifacts.result("reinforce_example")
-    gain = {name: np.array([run[-1] - run[0] for run in study[name]]) for name in ("A1", "full marks", "A2")}
-    assert len(gain["A1"]) >= 5
+    gain = {name: np.array([run[-1] - run[0] for run in study[name]]) for name in ("full marks", "A2")}
+    assert len(gain["A2"]) >= 5
     assert (gain["full marks"] > 1).all() and (gain["A2"] < -1).all()
-    assert (gain["A1"] > 0).sum() > len(gain["A1"]) / 2
 
 
 def test_c12_a_baseline_removes_what_the_level_of_the_rewards_adds(policy):
