@@ -20,7 +20,7 @@ SIZES = {
     "base": {
         "full": dict(shape="base", documents=28_000, vocab_size=1536, held_out_documents=200, batch_size=16, lr=6e-3),
         "smoke": dict(shape="tiny", documents=300, vocab_size=512, held_out_documents=20, batch_size=8, lr=5e-3),
-        "seconds": 220,
+        "seconds": 290,
     },
     "scaling": {
         "full": dict(shapes=[[32, 2, 2, 88], [64, 2, 2, 176], [128, 3, 4, 352]], documents=[90, 270, 800, 2400],
@@ -72,7 +72,7 @@ SIZES = {
     "functions_start": {
         "full": dict(world="functions", examples=600, wrong=0.55, epochs=2, lr=1e-3, seed=0),
         "smoke": dict(world="functions", examples=16, wrong=0.55, epochs=1, lr=1e-3, seed=0),
-        "seconds": 10,
+        "seconds": 15,
     },
     "reinforce_letters": {
         "full": dict(offsets=[-3.0, 0.0, 3.0], baselines=["none", "running", "rloo"], seeds=list(range(20)), steps=120,
@@ -95,7 +95,7 @@ SIZES = {
         "smoke": dict(seeds=[0, 1], steps=2, count=2, samples=2, lr=5e-4, conditions={
             "leave-one-out": dict(baseline="rloo"),
             "none, rewards - 5, 2 x lr": dict(baseline="none", offset=-5.0, lr=1e-3)}),
-        "seconds": 180,
+        "seconds": 200,
     },
     "reinforce_variance": {
         "full": dict(seeds=[0, 1, 2, 3, 4], batches=4, steps=20, count=8, samples=4, lr=5e-4, kinds={
@@ -106,7 +106,7 @@ SIZES = {
             "leave-one-out": dict(baseline="rloo")}),
         "smoke": dict(seeds=[0, 1], batches=2, steps=2, count=2, samples=2, lr=5e-4, kinds={
             "none": dict(baseline="none"), "leave-one-out": dict(baseline="rloo")}),
-        "seconds": 40,
+        "seconds": 60,
     },
     "rlhf_optimum": {
         "full": dict(seeds=[0, 1, 2, 3, 4], steps=200, samples=256, lr=0.1, beta=0.5, evaluations=20),
@@ -116,24 +116,24 @@ SIZES = {
     "rlhf_rewards": {
         "full": dict(seeds=[0, 1, 2, 3, 4], labels=1000, layers=1, pooling="mean", epochs=3, lr=1e-3),
         "smoke": dict(seeds=[0, 1, 2], labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
-        "seconds": 50,
+        "seconds": 75,
     },
     "rlhf_rewards_many": {
         "full": dict(seeds=[0, 1, 2], labels=2000, layers=1, pooling="mean", epochs=3, lr=1e-3),
         "smoke": dict(seeds=[0, 1], labels=8, layers=1, pooling="mean", epochs=1, lr=1e-3),
-        "seconds": 60,
+        "seconds": 80,
     },
     "rlhf_hacking": {
         "full": dict(TIGHT, conditions={"beta 0": dict(seeds=[0, 1, 2, 3, 4], beta=0.0)}),
         "smoke": dict(BRIEF, conditions={"beta 0": dict(seeds=[0, 1], beta=0.0)}),
-        "seconds": 60,
+        "seconds": 100,
     },
     "rlhf_beta": {
         "full": dict(TIGHT, conditions={"beta 0.1": dict(seeds=[0, 1, 2], beta=0.1),
                                         "beta 0.3": dict(seeds=[0, 1, 2, 3, 4], beta=0.3)}),
         "smoke": dict(BRIEF, conditions={"beta 0.1": dict(seeds=[0, 1], beta=0.1),
                                          "beta 0.3": dict(seeds=[0, 1], beta=0.3)}),
-        "seconds": 90,
+        "seconds": 170,
     },
     "rlhf_remedies": {
         "full": dict(TIGHT, conditions={"gold itself": dict(seeds=[0, 1, 2], beta=0.0, proxy="gold"),
@@ -142,12 +142,12 @@ SIZES = {
         "smoke": dict(BRIEF, conditions={"gold itself": dict(seeds=[0, 1], beta=0.0, proxy="gold"),
                                          "minimum of 5": dict(seeds=[0, 1], beta=0.0, proxy="minimum"),
                                          "more labels": dict(seeds=[0, 1], beta=0.0, proxy="many")}),
-        "seconds": 100,
+        "seconds": 190,
     },
     "rlhf_best_of": {
         "full": dict(questions=64, each=128),
         "smoke": dict(questions=4, each=4),
-        "seconds": 30,
+        "seconds": 60,
     },
     "answers": {
         "full": dict(seed=0, train=600, test=120, each=8),
@@ -157,7 +157,7 @@ SIZES = {
     "reward_model": {
         "full": dict(seed=0, labels=1000, layers=1, pooling="mean", epochs=4, lr=1e-3),
         "smoke": dict(seed=0, labels=6, layers=1, pooling="mean", epochs=1, lr=1e-3),
-        "seconds": 20,
+        "seconds": 25,
     },
     "preference_heads": {
         "full": dict(seeds=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], labels=[30, 100, 300, 1000, 3000, 10_000], budget=150,
@@ -178,7 +178,7 @@ SIZES = {
     "preference_probe": {
         "full": dict(answers=480),
         "smoke": dict(answers=9),
-        "seconds": 25,
+        "seconds": 35,
     },
     "grpo_sums": {
         "full": dict(world="sums", seeds=[0, 1, 2], steps=80, lr=2e-4, test=150),
@@ -193,7 +193,7 @@ SIZES = {
     "grpo_functions": {
         "full": dict(world="functions", seeds=[0, 1, 2], steps=40, count=8, lr=2e-4, test=111),
         "smoke": dict(world="functions", seeds=[0, 1], steps=2, lr=3e-4, test=4, count=2, samples=4),
-        "seconds": 50,
+        "seconds": 90,
     },
     "ppo_bias": {
         "full": dict(seeds=list(range(20)), lams=[0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0], letters=3, length=4, episodes=200),
@@ -225,7 +225,7 @@ SIZES = {
             f"beta {beta}": dict(beta=beta, lr=3e-4, evaluations=3) for beta in (0.03, 0.1, 0.3)}),
         "smoke": dict(seeds=[0, 1], labels=4, questions=4, watched=4, conditions={
             "beta 0.1": dict(beta=0.1, lr=2e-4, batch_size=2, evaluations=2)}),
-        "seconds": 190,
+        "seconds": 220,
     },
     "dpo_rounds": {
         "full": dict(seeds=[0, 1, 2, 3, 4], labels=600, count=3, questions=120, watched=32, beta=0.1, lr=2e-4, batch_size=32,
@@ -242,19 +242,19 @@ SIZES = {
     "agent_research": {
         "full": dict(seeds=[0, 1, 2], steps=12, count=8, samples=8, lr=1.5e-4, test=80),
         "smoke": dict(seeds=[0, 1], steps=1, count=2, samples=2, lr=2e-4, test=2),
-        "seconds": 115,
+        "seconds": 150,
     },
     "methods_online": {
         "full": dict(JUDGED, methods={name: dict(ONLINE, tune="lr", lr=[3e-4, 6e-4]) for name in ("REINFORCE", "RLOO", "GRPO")}),
         "smoke": dict(REHEARSED, methods={name: dict(FLEETING, tune="lr", lr=[3e-4, 6e-4])
                                           for name in ("REINFORCE", "RLOO", "GRPO")}),
-        "seconds": 160,
+        "seconds": 250,
     },
     "methods_ppo": {  # it uses every batch twice, and has half as many
         "full": dict(JUDGED, methods={
             "PPO": dict(ONLINE, steps=12, epochs=2, minibatches=2, tune="lr", lr=[1.5e-4, 3e-4])}),
         "smoke": dict(REHEARSED, methods={"PPO": dict(FLEETING, epochs=1, minibatches=2, tune="lr", lr=[1.5e-4, 3e-4])}),
-        "seconds": 80,
+        "seconds": 140,
     },
     "methods_offline": {
         "full": dict(JUDGED, methods={
@@ -265,12 +265,12 @@ SIZES = {
             "best of n": dict(tune="n", n=[2, 4], each=4),
             "SFT on the best": dict(tune="lr", lr=[2e-4, 6e-4], questions=2, n=2, batch_size=2, epochs=1, evaluations=1),
             "DPO": dict(tune="lr", lr=[1e-4, 3e-4], beta=0.3, batch_size=2, evaluations=1)}),
-        "seconds": 150,
+        "seconds": 220,
     },
     "forms_start": {
         "full": dict(states=1200, wrong=0.45, epochs=3, lr=1e-3, seed=0),
         "smoke": dict(states=16, wrong=0.45, epochs=1, lr=1e-3, seed=0),
-        "seconds": 15,
+        "seconds": 25,
     },
     "agent_forms": {
         "full": dict(seeds=[0, 1, 2, 3, 4], episodes=100, test=48, go_on="SFT on corrections", conditions={
@@ -279,7 +279,7 @@ SIZES = {
             "DPO on pairs": dict(method="DPO", epochs=1, lr=1e-4)}),
         "smoke": dict(seeds=[0, 1], episodes=2, test=2, go_on="SFT on corrections", conditions={
             "SFT on corrections": dict(method="SFT", batch_size=2), "DPO on pairs": dict(method="DPO", batch_size=2)}),
-        "seconds": 130,
+        "seconds": 220,
     },
 }
 CODE = ("course_lib.worlds.corpus", "course_lib.worlds.draw", "course_lib.worlds.atlas", "course_lib.worlds.sums",
