@@ -50,7 +50,7 @@ def test_c30_best_of_n_turns_while_the_learned_reward_rises(studies):
 
 def test_c30_the_learned_reward_is_no_judge_of_methods(ends):
     promised, kept = ([a - b for a, b in zip(ends["best of n"][key], ends["SFT on the best"][key])] for key in ("proxy", "gold"))
-    assert interval(promised).lo > 0 and interval(kept).mean < 0.25  # it sees best of n ahead; gold does not
+    assert interval(promised).lo > 0 and abs(interval(kept).mean) < 0.25  # it sees best of n ahead; gold does not
 
 
 def test_c30_equal_kl_is_not_equal_quality(ends):
