@@ -82,3 +82,13 @@ def test_the_study_goes_on_with_the_agent_that_is_named(lm):
     first = rounds[0][0]["after"]["a"]
     assert {k: first[k] for k in ("success", "steps", "quiz")} == {k: rounds[1][0]["before"][k] for k in
                                                                    ("success", "steps", "quiz")}
+
+
+def test_an_agent_is_asked_once_and_its_performance_stands_before_the_next_round(lm, monkeypatch):
+    asked = iter(range(100))
+    monkeypatch.setattr(lab, "scores", lambda trails: {"success": next(asked)})
+    conditions = {"a": dict(method="SFT", batch_size=4), "b": dict(method="DPO", batch_size=4)}
+    (first,), (second,) = lab.study(*lm, seeds=[0], episodes=2, test=2, conditions=conditions, go_on="b")
+    for name in ("success", "quiz"):
+        assert second["before"][name] == first["after"]["b"][name] != first["before"][name]
+    assert next(asked) == 2 * (1 + 2 * len(conditions))  # test and quiz: the start, and every agent that learnt

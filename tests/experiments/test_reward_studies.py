@@ -138,6 +138,19 @@ def test_unnatural_text_is_made_of_the_answer(name):
         assert sorted(made.split()) == sorted(text.split())
 
 
+def test_each_model_judges_what_was_made_of_the_first_answers(monkeypatch):
+    """One likes long texts, one short ones; what the gallery shows is the first one's favourites."""
+    monkeypatch.setattr(ex, "LearnedReward", lambda sign, tokenizer: lambda prompts, completions: [
+        sign * len(text) for text in completions])
+    told = ex.unnatural([1.0, -1.0], None, {"test": POOL}, answers=3)
+    said = [text for row in POOL for text in row["answers"]][:3]
+    first, twice = told["families"]["as the policy said it"], told["families"]["said twice"]
+    assert first["reward"] == pytest.approx([sum(map(len, said)) / 3, -sum(map(len, said)) / 3]) and first["beats"] == [0, 0]
+    assert twice["beats"] == [1, 0] and twice["reward"][0] == pytest.approx(2 * first["reward"][0] + 2)
+    assert [shown["family"] for shown in told["gallery"]] == list(ex.UNNATURAL)
+    assert all(shown["reward"] == len(shown["text"]) for shown in told["gallery"])
+
+
 def test_true_over_false_counts_cities():
     assert ex.true_over_false(gold) == 1.0
     assert ex.true_over_false(lambda prompts, completions, city: [0.0] * len(completions)) == 0.0
