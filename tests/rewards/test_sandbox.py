@@ -131,7 +131,7 @@ SYSTEM = {  # against the machine: also run with all of Python at hand
     "huge output": act("while True: print('a' * 1000)"),
     "endless output line": act("print('a' * 10 ** 8)"),
     "threads by exception": act(
-        "try:\n    import _thread\nexcept ImportError:\n    1 / 0\n_thread.start_new_thread(print, ())"),
+        "try:\n    import _thread\nexcept ImportError:\n    1 / 0\n_thread.start_new_thread(int, ())"),
     "source: parentheses": "(" * 50000 + ")" * 50000,
     "source: minus signs": "f = " + "-" * 50000 + "1",
     "source: sum": "f = " + "1+" * 30000 + "1",
@@ -146,7 +146,7 @@ SYSTEM = {  # against the machine: also run with all of Python at hand
     "fork bomb": act("while True: os.fork()", "import os"),
     "fork bomb that hides": act("while True:\n    try:\n        if os.fork() == 0: os.setsid()\n    except OSError: 0",
                                 "import os"),
-    "thread": act("_thread.start_new_thread(print, ())", "import _thread"),
+    "thread": act("_thread.start_new_thread(int, ())", "import _thread"),
     "subprocess": act("subprocess.run(['true'], check=True)", "import subprocess"),
     "system": act("if os.system('true'): raise OSError", "import os"),
     "exec a shell": act("os.execv('/bin/sh', ['sh', '-c', 'touch CANARY'])", "import os"),
