@@ -7,12 +7,10 @@ costs the first one nothing. Each artifact is built by a process of its own, `py
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable
-from datetime import date
 
 from course_lib import store
 from course_lib.progress import duration, say
@@ -56,8 +54,8 @@ def fill(names: Iterable[str], jobs: int | None = None, until: float | None = No
         threads add in another order, and its numbers would depend on what else was to be trained. First is begun what stands
         before the longest chain of trainings.
     until: seconds of the monotonic clock. No training is begun that would not be done by then, going by how long the others
-        took on this machine. If time is short, studies come in an order that changes from day to day, so that each has its turn;
-        `missing` tells afterwards for which there was no time.
+        took on this machine. If time is short, they are trained in the order of `names`; `missing` tells afterwards for which
+        there was no time.
     Raises FillFailed when a training fails, after those that run beside it have ended; LookupError for an unknown name.
     """
     waiting = missing(names)
@@ -97,8 +95,7 @@ class _Plan:
     def __init__(self, waiting: dict[str, store.Recipe], jobs: int, until: float | None):
         self.waiting, self.jobs, self.until = waiting, jobs, until
         self.expected, self.took = 0.0, 0.0  # seconds of the trainings that have ended
-        drawn = random.Random(date.today().toordinal()).sample(sorted(waiting), len(waiting))
-        self.turn = {name: i for i, name in enumerate(drawn)}
+        self.turn = {name: i for i, name in enumerate(waiting)}
         self.chain = {name: recipe.seconds for name, recipe in waiting.items()}  # of the longest one that begins with it
         self.behind: dict[str, set[str]] = {name: set() for name in waiting}     # all that need it, directly or not
         for name in reversed(waiting):  # children before their parents
@@ -123,7 +120,7 @@ class _Plan:
         able = [r for r in self.waiting.values() if not any(p.name in self.waiting or p.name in running for p in r.needs)]
         if self.fits(sum(r.seconds for r in self.waiting.values()) / self.jobs):
             return sorted(able, key=lambda r: -self.chain[r.name])
-        return sorted(able, key=lambda r: (not self.behind[r.name], self.turn[r.name]))
+        return sorted(able, key=lambda r: self.turn[r.name])
 
 
 def _start(name: str, shares: int) -> subprocess.Popen:

@@ -5,7 +5,9 @@ come with JupyterLab and are imported when they are used.
 """
 
 import json
+import math
 import os
+import random
 import re
 import signal
 import sys
@@ -13,7 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from queue import Empty
+
+from course_lib.artifacts import names
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -59,11 +65,16 @@ def nbval_args(folder: Path = FOLDER) -> list[str]:
 
 def artifacts_in(path: Path | str) -> set[str]:
     """The artifacts that a notebook's code names."""
-    from course_lib.artifacts import names
-
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     return {word for word in re.findall(r"""["'](\w+)["']""", code) if word in names()}
+
+
+def in_turn(paths: Sequence[Path | str]) -> list[str]:
+    """The names of all artifacts, those of one notebook after those of another. Which comes first changes from day to day:
+    where there is time for some of them only, they make whole notebooks, and each notebook has its turn."""
+    drawn = random.Random(date.today().toordinal()).sample(sorted(map(str, paths)), len(paths))
+    return list(dict.fromkeys([*(name for path in drawn for name in sorted(artifacts_in(path))), *names()]))
 
 
 def without(late: Sequence[str], arguments: Sequence[str]) -> list[str]:
@@ -163,7 +174,7 @@ def execute(
     def measure(**_):
         result.peak_mb = max(result.peak_mb, _peak_mb(manager.provisioner.pid))
 
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter())
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter(), client_factory=_client_class())
     client = NotebookClient(
         notebook,
         km=manager,
@@ -191,6 +202,31 @@ def execute(
         _kernels.remove(manager)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _client_class():
+    """A kernel client that looks for a reply every second, announced or not.
+
+    nbclient sends the state of an `Output` widget on the channel on which it waits for the cell's reply. A reply that comes in
+    during the sending is not announced any more, and the cell would seem to run for ever (jupyter/nbclient issue 312).
+    """
+    from jupyter_client.asynchronous.client import AsyncKernelClient
+    from jupyter_client.channels import AsyncZMQSocketChannel
+
+    class Channel(AsyncZMQSocketChannel):
+        async def get_msg(self, timeout: float | None = None) -> dict:
+            end = math.inf if timeout is None else time.monotonic() + timeout
+            while True:
+                try:
+                    return await super().get_msg(max(0.0, min(1.0, end - time.monotonic())))
+                except Empty:
+                    if time.monotonic() >= end:
+                        raise
+
+    class Client(AsyncKernelClient):
+        shell_channel_class = Channel
+
+    return Client
 
 
 def plain(text: str) -> str:

@@ -1,14 +1,21 @@
 """course_lib.notebooks: running notebooks in fresh kernels, and saying clearly what went wrong."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import date, timedelta
+from queue import Empty
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import zmq.asyncio
 from course_lib import notebooks
+from course_lib.artifacts import names
+from jupyter_client.session import Session
 
 
 @pytest.fixture
@@ -106,6 +113,38 @@ def test_pitfall_nbval_has_a_cell_timeout_and_no_notebook_means_no_arguments(tmp
     assert arguments[-1] == str(tmp_path / "01_a.ipynb")
 
 
+def test_pitfall_a_reply_that_comes_while_something_is_sent_is_read_all_the_same():
+    """What happens when a cell with an Output widget ends while the widget's state is sent to the kernel."""
+
+    async def reply_during_a_sending() -> dict:
+        with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as kernel, context.socket(zmq.DEALER) as socket:
+            port = kernel.bind_to_random_port("tcp://127.0.0.1")
+            socket.connect(f"tcp://127.0.0.1:{port}")
+            session = Session(key=b"key")
+            channel = notebooks._client_class().shell_channel_class(socket, session)
+            channel.send(session.msg("execute_request"))
+            peer = (await kernel.recv_multipart())[0]
+            waiting = asyncio.ensure_future(channel.get_msg(timeout=60))
+            await asyncio.sleep(0.1)
+            session.send(kernel, "execute_reply", ident=peer)
+            time.sleep(0.2)  # the reply is here, the loop has not looked yet
+            channel.send(session.msg("comm_msg"))
+            return await waiting
+
+    begun = time.monotonic()
+    assert asyncio.run(reply_during_a_sending())["header"]["msg_type"] == "execute_reply"
+    assert time.monotonic() - begun < 20
+
+
+def test_a_reply_that_does_not_come_is_not_waited_for_longer_than_asked():
+    async def no_reply() -> None:
+        with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
+            await notebooks._client_class().shell_channel_class(socket, Session(key=b"key")).get_msg(timeout=1.2)
+
+    with pytest.raises(Empty):
+        asyncio.run(no_reply())
+
+
 @pytest.mark.slow
 def test_pitfall_nbval_compares_tagged_cells_of_a_stored_copy(sample, tmp_path, monkeypatch):
     """The sample passes; with one digit of a tagged output changed it fails."""
@@ -119,3 +158,16 @@ def test_pitfall_nbval_compares_tagged_cells_of_a_stored_copy(sample, tmp_path, 
     finished = subprocess.run(command, capture_output=True, text=True, cwd=notebooks.ROOT)
     assert "1 failed, 7 passed" in finished.stdout
     assert "06_changed.ipynb::Cell 1" in finished.stdout
+
+
+def test_the_artifacts_come_notebook_by_notebook_and_each_notebook_has_its_turn(monkeypatch):
+    needs = {path.stem: notebooks.artifacts_in(path) for path in notebooks.notebooks()}
+    had = set()
+    for day in range(60):
+        monkeypatch.setattr(notebooks, "date", SimpleNamespace(today=lambda: date(2020, 1, 1) + timedelta(day)))
+        order = notebooks.in_turn(notebooks.notebooks())
+        assert sorted(order) == sorted(names())
+        first = {name for name, needed in needs.items() if needed and needed == set(order[: len(needed)])}
+        assert first
+        had |= first
+    assert had == {name for name, needed in needs.items() if needed}
