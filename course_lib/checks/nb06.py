@@ -64,6 +64,8 @@ REWARDS = Exercise(
         ("score one token late", "Your index is the number of tokens; the last token's index is one less.", _one_late),
         ("wrong sign of the KL", "You reward leaving the reference: the price is -beta (logprobs - ref_logprobs).",
          lambda s, p, q, m, b: token_rewards(s, q, p, m, b).detach()),
+        ("price overwritten", "You put the score in the place of the last token's price. Add it.",
+         lambda s, p, q, m, b: torch.where(objectives.last_token(m), s[:, None], _price(p, q, m, b))),
         ("KL over padding", "You charge padding for its distance. Only tokens under the mask pay.",
          lambda s, p, q, m, b: (-b * (p - q) + torch.where(objectives.last_token(m), s[:, None], 0)).detach()),
         ("KL at the end alone", "You charge the whole answer's KL at its last token. Each token pays its own, so that the "
@@ -124,9 +126,12 @@ GAE = Exercise(
     mistakes=[
         ("bootstrap past the end", "At the last real token you still add a V of what follows. The answer is over: nothing "
          "follows, and what stands in `values` there is padding.",
-         lambda r, v, m, lam: _gae(r, v, m, lam, after=lambda v: _shifted(v))),
+         lambda r, v, m, lam: _gae(r, v, m, lam, after=_shifted)),
         ("advantages flow in from padding", "Padding hands an advantage on to the last real token. Reset it to 0 where the "
          "mask is False.", lambda r, v, m, lam: _gae(r, v, m, lam, keep=lambda m: torch.ones_like(m))),
+        ("mask at the end alone", "You mask the result alone: inside the loop padding still hands its V and its advantage on to "
+         "the last real token. Set both to 0 there.",
+         lambda r, v, m, lam: _gae(r, v, m, lam, after=_shifted, keep=lambda m: torch.ones_like(m))),
         ("forward in time", "You sum from the first token on. An advantage judges a token by what comes *after* it: go "
          "backwards.", _forward),
         ("no lambda", "You pass the next advantage on in full, whatever lambda is: that is lambda = 1.",
@@ -178,6 +183,10 @@ WHITEN = Exercise(
          lambda x, m: _standardised(x, m, (x * m).mean(), (x * m).var(unbiased=False))),
         ("unbiased variance", "You divide by n - 1. For a single token that is 0 / 0: take the biased variance.",
          lambda x, m: _standardised(x, m, x[m].mean(), x[m].var())),
+        ("unbiased deviation", "`std()` divides by n - 1. For a single token that is 0 / 0: take the biased variance, and 1e-8 "
+         "under its root.", lambda x, m: torch.where(m, (x - x[m].mean()) / (x[m].std() + 1e-8), 0)),
+        ("padding in mean and deviation", "Padding is in your mean and deviation, so that short answers change everybody's "
+         "advantage. Take both over the mask.", lambda x, m: torch.where(m, (x - x.mean()) / (x.std() + 1e-8), 0)),
         ("keeps the mean", "You divide by the deviation and keep the mean. That is right for rewards; advantages lose it.",
          lambda x, m: torch.where(m, x * torch.rsqrt(_moments(x, m)[1] + 1e-8), 0)),
         ("only the mean", "You subtract the mean and leave the scale. Divide by the standard deviation.",
@@ -231,6 +240,9 @@ CLIP = Exercise(
          lambda p, o, a, m, e: _clip(p, o, a, m, e, bound=lambda x, y: x)),
         ("maximum", "You take the more hopeful of the two. PPO is a pessimist: the minimum of the objectives (in losses, "
          "the maximum).", lambda p, o, a, m, e: _clip(p, o, a, m, e, bound=torch.maximum)),
+        ("smaller ratio", "You take the smaller ratio, and then multiply. With a negative A that is the more hopeful one: "
+         "multiply first, then take the minimum.", lambda p, o, a, m, e: -objectives.masked_mean(
+             torch.minimum((p - o).exp(), (p - o).exp().clamp(1 - e, 1 + e)) * a, m)),
         ("wrong sign", "A loss is minimised: it is minus the objective.", lambda p, o, a, m, e: -_clip(p, o, a, m, e)),
         ("ratio upside down", "Your ratio is p_old / p: it falls when the token becomes likelier.",
          lambda p, o, a, m, e: _clip(p, o, a, m, e, ratio=lambda p, o: (o - p).exp())),

@@ -46,7 +46,8 @@ PASS = Exercise(
 
 
 def sum_reward(text: str, answer: int, finished: bool) -> float:
-    """1 for the right final number and 0.1 for the form: the text ends in # and one whole number. 0 if it was cut off."""
+    """0.1 for the form: the text ends in # and, right behind it, one whole number. 1 more if that is the right one. 0 for any
+    other text, and if it was cut off."""
     number = re.fullmatch(r".*#(-?\d+)", text, re.DOTALL)
     if not finished or number is None:
         return 0.0
@@ -73,6 +74,9 @@ REWARD = Exercise(
         ("#", 6, True),
         ("", 6, True),
         ("2+4=6 #6 apples", 6, True),
+        ("2+4=6 #so 6", 6, True),
+        ("2+4=6 #4-6", 6, True),
+        ("2+4=6 # 6", 6, True),
         ("5+8=13 #1", 1, False),
     ],
     mistakes=[
@@ -94,6 +98,11 @@ REWARD = Exercise(
         ("the first #", "You read behind the first #. A model that may write several answers will: only the last one counts.",
          lambda text, answer, finished: sum_reward(text, answer, finished) and
          0.1 + float(_numbers(text.split("#")[1])[:1] == [answer])),
+        ("right without the form", "A right number without # in front of it earns nothing: the point is for the number behind #.",
+         lambda text, answer, finished:
+         (0.1 * (sum_reward(text, answer, finished) > 0) + float(_numbers(text)[-1:] == [answer])) if finished else 0.0),
+        ("no minus in the pattern", "Your pattern does not allow a minus sign.", lambda text, answer, finished:
+         sum_reward(text, answer, finished) if re.fullmatch(r".*#\d+", text, re.DOTALL) else 0.0),
         ("no minus", "You lose the minus sign: -4 is not 4.", lambda text, answer, finished:
          sum_reward(text, answer, finished) and 0.1 + float(abs(_numbers(text)[-1]) == answer)),
     ],
@@ -122,7 +131,7 @@ ADVANTAGE = Exercise(
         ("no eps", "A group of equal rewards has a deviation of 0, and 0/0 is NaN, which ruins every weight in one step. Add "
          "1e-4 to the deviation.", lambda r: _away(r) / r.std(1, keepdim=True)),
         ("mean only", "You subtract the mean and stop there. The deck divides by the standard deviation, too. (Dr. GRPO does "
-         "not: section 5.)", lambda r: _away(r)),
+         "not: section 6.)", lambda r: _away(r)),
         ("biased std", "Your deviation divides by G. The course takes the sample's, over G - 1, which is `std()`'s default.",
          lambda r: _away(r) / (r.std(1, keepdim=True, correction=0) + 1e-4)),
         ("variance", "You divide by the variance. The standard deviation is its square root.",
@@ -187,6 +196,10 @@ LOSS = Exercise(
          lambda lp, old, a, mask, eps: _mean(-(lp - old).exp().clamp(1 - eps, 1 + eps) * a[:, None], mask)),
         ("max for min", "You take the larger of the two: the clip must be pessimistic. In the loss, with its minus sign, that "
          "is the larger loss.", lambda lp, old, a, mask, eps: _mean(_surrogate(lp, old, a, eps, torch.maximum), mask)),
+        ("smaller ratio", "You take the smaller ratio, and then multiply. With a negative A that is the more hopeful one: "
+         "multiply first, then take the minimum.",
+         lambda lp, old, a, mask, eps: _mean(
+             -torch.minimum((lp - old).exp(), (lp - old).exp().clamp(1 - eps, 1 + eps)) * a[:, None], mask)),
         ("token mean", "You average over all tokens of the batch, as DAPO does. GRPO averages each answer first: 1/|o_i|.",
          lambda lp, old, a, mask, eps: (token_weights(mask, "token") * _surrogate(lp, old, a, eps)).sum()),
         ("padding counted", "You divide by the padded length, so that a short answer next to a long one counts less. "
@@ -196,7 +209,7 @@ LOSS = Exercise(
          lambda lp, old, a, mask, eps: _surrogate(lp, old, a, eps).mean()),
         ("sum of answers", "You sum over the answers. Divide by how many there are.",
          lambda lp, old, a, mask, eps: _mean(_surrogate(lp, old, a, eps), mask) * len(mask)),
-        ("sum of tokens", "You sum over an answer's tokens. GRPO divides by their number |o_i|. (Dr. GRPO does not: section 5.)",
+        ("sum of tokens", "You sum over an answer's tokens. GRPO divides by their number |o_i|. (Dr. GRPO does not: section 6.)",
          lambda lp, old, a, mask, eps: (_surrogate(lp, old, a, eps) * mask).sum() / len(mask)),
         ("wrong sign", "This is the objective, which is to rise. A loss falls: put a minus before it.",
          lambda lp, old, a, mask, eps: -grpo_loss(lp, old, a, mask, eps)),

@@ -44,11 +44,13 @@ LOSS = Exercise(
          "the rejected one's.", _of(lambda w, l, rw, rl, beta: beta * ((l - rl) - (w - rw)))),
         ("wrong sign", "The loss is negative: it is minus the log of a probability.",
          lambda w, l, rw, rl, beta: -dpo_losses(w, l, rw, rl, beta)),
-        ("no logarithm", "You return a probability, of the wrong order. The loss is -ln of it.",
-         lambda w, l, rw, rl, beta: torch.sigmoid(-beta * ((w - rw) - (l - rl)))),
+        ("no logarithm", "You return the probability that the chosen answer wins. The loss is -ln of it.",
+         lambda w, l, rw, rl, beta: torch.sigmoid(beta * ((w - rw) - (l - rl)))),
+        ("no logarithm, the losing answer", "You return the probability that the rejected answer wins. The loss is -ln of the "
+         "chosen one's.", lambda w, l, rw, rl, beta: torch.sigmoid(-beta * ((w - rw) - (l - rl)))),
         ("without the reference", "The reference is missing: your margin compares the answers' own probabilities, so that an "
          "answer which was rare from the start can hardly win.", _of(lambda w, l, rw, rl, beta: beta * (w - l))),
-        ("the reference added", "Subtract the reference's log-probability: ln(p / p_ref) = ln p - ln p_ref.",
+        ("the reference added", "Subtract the reference's log-probability of the same answer: ln(p / p_ref) = ln p - ln p_ref.",
          _of(lambda w, l, rw, rl, beta: beta * ((w + rw) - (l + rl)))),
         ("beta outside", "beta stands in front of the loss. It belongs inside the sigmoid, on the margin.",
          lambda w, l, rw, rl, beta: beta * dpo_losses(w, l, rw, rl, 1.0)),

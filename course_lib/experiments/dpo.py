@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_lib import exact
 from course_lib.algorithms import dpo
 from course_lib.algorithms.dpo import DPOConfig, ImplicitReward
+from course_lib.algorithms.reward_model import judge
 from course_lib.experiments.preferences import answers, comparisons, examination, prompts
 from course_lib.experiments.reward_model import GROUP, ceiling_of, examine
 from course_lib.lm.device import autocast
@@ -179,15 +180,23 @@ class Trainee:
         return examine(implicit, pairs)["accuracy"]
 
 
+def likelihood_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[dict]) -> float:
+    """How well ln p(answer | prompt) alone predicts the people's judgement of `examination` pairs."""
+    sides = [{"prompt": p["prompt"], "chosen": p["first"], "rejected": p["second"]} for p in pairs]
+    logprobs = dpo.all_logprobs(model, dpo.encode_pairs(tokenizer, sides), tokenizer.pad_token_id)
+    return judge(logprobs[:, 0] - logprobs[:, 1], torch.tensor([pair["p"] for pair in pairs]))["accuracy"]
+
+
 def sweep(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int], labels: int,
           conditions: dict[str, dict], questions: int, watched: int) -> dict:
     """DPO on the comparisons that the reward models of the same seeds were trained on. conditions: name -> of `DPOConfig`.
 
-    Returns {ceiling: the best accuracy possible, conditions: {name: [run of each seed, as in `Trainee`, with the `accuracy` at
-    its end]}}.
+    Returns {ceiling: the best accuracy possible, reference: that of ln p_ref, which has read no label, conditions: {name: [run of
+    each seed, as in `Trainee`, with the `accuracy` at its end]}}.
     """
     asked, pairs = prompts("DPO", atlas.known_cities(), questions), examination(pool["test"], GROUP)
-    result: dict = {"ceiling": ceiling_of(pairs), "conditions": {name: [] for name in conditions}}
+    result: dict = {"ceiling": ceiling_of(pairs), "reference": likelihood_accuracy(policy, tokenizer, pairs),
+                    "conditions": {name: [] for name in conditions}}
     start = ask(policy, policy, tokenizer, asked)
     with Progress("DPO", total=len(conditions) * len(seeds), unit="run") as progress:
         for name, condition in conditions.items():

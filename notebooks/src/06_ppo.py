@@ -103,15 +103,18 @@ axes[1].set_title("7 B parameters, bf16 and AdamW")
 axes[0].legend(fontsize=8, loc="center right")
 total = {how: sum(getattr(u, k) for u in usage.values() for k in kinds) for how, usage in
          (("live", measured), ("formula", formula))}
-share = sum(u.total for u in big["GRPO"].values()) / sum(u.total for u in big["PPO"].values())
-plots.finish(fig, f"Counted in live tensors {total['live'] / 1e6:.0f} MB, by formula {total['formula'] / 1e6:.0f} MB. "
-                  f"At 7 B GRPO needs {share:.0%} of PPO's memory.")
+share = sum(u.peak for u in big["GRPO"].values()) / sum(u.peak for u in big["PPO"].values())
+of_critic = sum(getattr(measured["value"], k) for k in kinds) / total["live"]
+plots.finish(fig, f"Counted in live tensors {total['live'] / 1e6:.0f} MB, by formula {total['formula'] / 1e6:.0f} MB: "
+                  f"{total['live'] / measured['policy'].weights:.0f} times the actor's weights, {of_critic:.0%} of it the "
+                  f"critic's. At 7 B GRPO needs {share:.0%} of PPO's memory.")
 
 # %% [markdown]
-# **Explain.** A trained model costs four times its weights before it has read a word: weights, gradients, and Adam's
-# two moments; then come the activations. The critic is a second trained model as large as the actor, and dropping it is
-# what GRPO saves (notebook 07). Between the two stands a value head on the actor's own trunk, `SharedCritic`. We will
-# see what it costs.
+# **Explain.** In float32 a trained model costs four times its weights before it has read a word: weights, gradients,
+# and Adam's two moments; then come the activations. On the right it costs eight times: weights and gradients are in
+# bf16, and Adam keeps its moments and a copy of the weights in float32. The critic is a second trained model as large
+# as the actor, and dropping it is what GRPO saves (notebook 07). Between the two stands a value head on the actor's own
+# trunk, `SharedCritic`. We will see what it costs.
 #
 # ## 2 · From a score to a reward for each token
 #
@@ -415,9 +418,10 @@ rows = []
 for arm in arms[1:]:
     for lr, runs in zip(rates, c21["runs"][arm]):
         rows.append([arm, f"{lr:g}", *(spread([run[name] for run in runs], form) for name, form in
-                     (("approx_kl", "{:.3f}"), ("clipfrac", "{:.2f}"), ("entropy", "{:.2f}")))])
-table(["run", "learning rate", "approx KL of a batch's last update, nats a token", "clip fraction", "entropy at the end"],
-      rows)
+                     (("approx_kl", "{:.3f}"), ("clipfrac", "{:.2f}"), ("entropy", "{:.2f}"),
+                      ("explained_variance", "{:.2f}")))])
+table(["run", "learning rate", "approx KL of a batch's last update, nats a token", "clip fraction", "entropy at the end",
+       "explained variance"], rows)
 
 # %% [markdown]
 # **Explain.** Importance weights are right on average and wild in the particular: each step without a clip follows
@@ -428,9 +432,10 @@ table(["run", "learning rate", "approx KL of a batch's last update, nats a token
 # What it does not do: make a learning rate harmless. A clipped token gets no gradient, but the step that carried it
 # past the edge was taken, and Adam's momentum takes it further. At the larger rate REINFORCE and PPO end below their
 # start on average, with the clip too. And compared with REINFORCE, which takes a single step, PPO is not the more stable
-# one: it gets more out of each answer.
+# one: at the smaller rate it gets more out of each answer.
 #
-# The critic brings nothing here, and its explained variance says why: it stays near 0. A batch of 64 answers a step is
+# The critic brings nothing here, and its explained variance says why: with the clip it stays near 0, no better than a
+# constant, and without the clip, at the larger rate, it is far worse than one. A batch of 64 answers a step is
 # too little to learn from what a right answer looks like; a whitened advantage has the batch's mean as its baseline
 # anyway.
 #
@@ -469,14 +474,17 @@ before = play(agent, Questions(starts.sum_rows("test", 40), reward), count=40, s
 history = ppo.train(agent, Questions(stories, reward), config, critic=critic, reference=reference)
 after = play(agent, Questions(starts.sum_rows("test", 40), reward), count=40, seed=0)
 names = ("reward", "entropy", "kl", "explained_variance", "clipfrac", "approx_kl")
-table(["step", *names], [[e["step"], *(f"{e[name]:.3f}" for name in names)] for e in history[:: max(len(history) // 6, 1)]])
+table(["step", *names], [[e["step"], *(f"{e[name]:.3f}" for name in names)] for i, e in enumerate(history)
+                        if i % 2 == 0 or e is history[-1]])
 right = [sum(score >= 1 for score in e.score.tolist()) for e in (before, after)]
 print(f"Held-out stories solved by one sampled answer each: {right[0]} of 40 before, {right[1]} of 40 after.")
 first = max(e["ratio_error"] for e in history)
 print(f"Largest |ratio - 1| at the first minibatch of any step: {first:.1g}")
 
 # %% [markdown]
-# How to read the columns. *reward* is the only one that says whether it works. *entropy* falling fast means that
+# How to read the columns. *reward* is the only one that says whether it works, and a single run does not say it
+# clearly: a batch is 64 answers to eight stories, easier ones or harder ones, and of 40 test answers some ten are right
+# by chance's favour or in spite of it. Look at its trend, and at the seeds below. *entropy* falling fast means that
 # answers become alike. *kl* is how far the policy is from the reference, in nats an answer. *explained variance* near 0
 # means that the critic is no better than a constant. A *clip fraction* above about 0.3, or an *approx KL* of more than
 # some hundredths of a nat, says that the steps are too large for the number of epochs. The loss is not in the table:
@@ -497,12 +505,16 @@ solved = {"start": [sums["start"]["pass@1"]], **{k: [r["pass@1"] for r in sums[k
 plots.bars_with_interval(axes[1], list(solved), solved)
 axes[1].set_xlabel("four epochs a batch")
 axes[1].set_ylabel("held-out stories solved, one sample")
+greedy = {k: [r["greedy"] for r in sums[k]] for k in ("clip", "no clip")}
 plots.finish(fig, f"Held-out stories solved by a sample: {solved['start'][0]:.2f} at the start, "
-                  f"{spread(solved['clip'])} with the clip, {spread(solved['no clip'])} without.")
+                  f"{spread(solved['clip'])} with the clip, {spread(solved['no clip'])} without. By the greedy answer: "
+                  f"{sums['start']['greedy']:.2f} at the start, {spread(greedy['clip'])} with the clip, "
+                  f"{spread(greedy['no clip'])} without.")
 
 # %% [markdown]
-# The samples get better with the clip. The greedy answer, the best thing that the start could say, need not: look into
-# `sums["start"]["greedy"]` and the `greedy` of each run. Notebook 07 takes that up.
+# The samples get better with the clip, and the greedy answer gets worse: compare the two halves of the last line. Samples
+# are what is rewarded; the policy has moved towards right ones, and has lost a part of what it did best. Notebook 07 takes
+# that up.
 #
 # ## Where this breaks
 #

@@ -13,7 +13,7 @@
 # | | |
 # | --- | --- |
 # | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
-# | starts from | three models that were fine-tuned on imperfect examples: two for word problems, one for functions |
+# | starts from | three models that are seldom right: two were fine-tuned on faulty examples, one on few |
 # | leaves behind | three studies in the store, if they are not there yet |
 #
 # Three claims of the lecture are measured: GRPO needs less memory than PPO (C23), the group's mean stands in for the
@@ -120,7 +120,8 @@ for group in groups_of(before, 8)[:1]:
 #
 # *Goal: reward what you mean. Every loophole here is one that a policy finds.*
 #
-# 1 for the right final number, and 0.1 for the form: the text ends in `#` and one whole number.
+# 0.1 for the form: the text ends in `#` and, right behind it, one whole number, which may be negative. 1 more if that number
+# is right. Any other text earns 0.
 
 # %%
 def sum_reward(text, answer, finished):
@@ -398,9 +399,10 @@ plots.finish(fig, f"From first to last step the reward rises in {up} of {len(run
 # most of the time, and pass@1 climbs towards that: mostly, RL **sharpens** here, it makes the model do what it already
 # could, and greedy gains less. Where the start is *weak*, the likeliest answer itself was often wrong, and greedy gains
 # more: there RL **teaches**, because right answers that were one among many become the rule. In all cases it works with
-# what the start can sample. A problem with a pass@k of 0 has nothing to reinforce, and pass@8 has little room to rise.
-# Falling entropy is the price, and greedy accuracy that falls while pass@1 rises is the early alarm: look for it in the
-# table of the live run, which is far shorter.
+# what the start can sample. A problem with a pass@k of 0 has nothing to reinforce. That pass@8 rises as well does not
+# contradict it: what is solved once in ten tries becomes what is solved every second time. Falling entropy is the
+# price, and greedy accuracy that falls while pass@1 rises is the early alarm: look for it in the table of the live run,
+# which is far shorter.
 #
 # ## 6 · What came after: the length of an answer (C24)
 #

@@ -288,9 +288,10 @@ print(f"the same by log pi alone: {implicit_accuracy(after_unseen, 0 * after_uns
       f"DPO: {implicit_accuracy(known_unseen, 0 * known_unseen, 1.0):.3f}")
 
 # %% [markdown]
-# **Explain.** Compare the last line with the one above it. The reference, which nobody has told anything, may judge about as
-# well as the implicit reward: people here happen to like what it says often, and dislike its rare slips. The implicit reward
-# divides that habit out: it holds only what the labels have *added*. $\log \pi$ has both. Ask which of them you want to know.
+# **Explain.** Compare the last line with the one above it. The reference, which nobody has told anything, may judge as
+# well as the implicit reward, or better: people here happen to like what it says often, and dislike its rare slips. The
+# implicit reward divides that habit out: it holds only what the labels have *added*. $\log \pi$ has both. Ask which of
+# them you want to know.
 #
 # And as a policy? The same questions, before and after, side by side:
 
@@ -313,7 +314,9 @@ print(f"mean gold of {len(asked)} answers: {before['gold']:+.2f} before, {now['g
 #
 # Over seeds now, each with its own 1,000 comparisons. The reward models are those that RLHF optimised in notebook 05:
 # **the same labels, seed by seed**. The question to both: who wins these pairs of answers about cities that no label was
-# about? An accuracy of 1 is impossible, since people disagree; the dashed line is what a perfect judge reaches.
+# about? An accuracy of 1 is impossible, since people disagree; the dashed line is what a perfect judge reaches. The dotted
+# one is what $\log \pi_{ref}$ reaches, which has read no label. **Predict**: how much of the way from the dotted line to the
+# dashed one do a thousand labels go?
 
 # %%
 study, judges = artifacts.result("dpo_beta"), artifacts.result("rlhf_rewards")
@@ -324,17 +327,24 @@ accuracies |= {f"DPO, {name}": [run["accuracy"] for run in runs] for name, runs 
 fig, ax = plots.subplots(height=3.9)
 plots.bars_with_interval(ax, list(accuracies), accuracies, form="{:.3f}")
 ax.axhline(study["ceiling"], color="black", linewidth=1, linestyle="--")
+ax.axhline(study["reference"], color="black", linewidth=1, linestyle=":")
 ax.set_ylim(0.5, study["ceiling"] + 0.02)
 ax.set_xlabel("judge")
 ax.set_ylabel("accuracy on held-out pairs")
 gaps = {name: [a - b for a, b in zip(values, accuracies["reward model"])] for name, values in accuracies.items()}
 plots.finish(fig, "Accuracy against the reward model of the same labels, in points: " + "; ".join(
     f"{name} {told([100 * g for g in gap], '{:+.1f}')}" for name, gap in gaps.items() if name != "reward model")
-    + f". A perfect judge: {study['ceiling']:.3f}.")
+    + f". A perfect judge: {study['ceiling']:.3f}; log pi_ref, told nothing: {study['reference']:.3f}.")
+told_nothing = {name: [100 * (a - study["reference"]) for a in values] for name, values in accuracies.items()}
+print("Above log pi_ref, in points:", "; ".join(f"{name} {told(over, '{:+.1f}')}" for name, over in told_nothing.items()))
 
 # %% [markdown]
+# **Explain.** The two judges are alike, and that does not make them good. Both stand just above a reference that was told
+# nothing, and far from a perfect judge: of a judge whose interval holds 0 in the last line, these seeds cannot say that it
+# learnt anything that the reference did not have. A thousand noisy verdicts are few.
+#
 # Now the policies. RLHF's curves come from notebook 05 (its reward models); DPO's from one pass over the labels.
-# Gold is what people had in mind; neither method ever sees it. **Predict**: who gets further for the same KL?
+# Gold is what people had in mind; neither method ever sees it. **Predict**: who ends higher, with the same $\beta$?
 
 # %%
 rl = artifacts.result("rlhf_beta")
@@ -366,6 +376,9 @@ fell = {name: sum(top - end > 0.2 for top, end in zip(best_gold[name], ends[name
 table(["method", "gold at the end", "best gold on the way", "runs that ended 0.2 or more below it", "KL at the end (nats)"],
       [(name, told(ends[name]), told(best_gold[name]), f"{fell[name]} of {len(ends[name])}", told(far[name], "{:.1f}"))
        for name in ends])
+for name in [name for name in conditions if name in rl]:
+    lead = [a - b for a, b in zip(ends[f"RLHF, {name}"], ends[f"DPO, {name}"])]
+    print(f"Gold at the end, RLHF minus DPO of the same labels, {name}: {told(lead, '{:+.2f}')}")
 print("Words an answer:", ", ".join(f"{name} {told([run['words'][-1] for run in runs], '{:.1f}')}"
                                     for name, runs in conditions.items()), f"; before {before['words']:.1f}")
 print(f"Your live run: gold {now['gold']:+.2f} at a KL of {now['kl']:.1f}, with beta 0.1 and the learning rate {LR:g}; the sweep "
@@ -376,11 +389,13 @@ print(f"Your live run: gold {now['gold']:+.2f} at a KL of {now['kl']:.1f}, with 
 # point; here they do not have to. RLHF asks its reward model about answers that nobody has compared, thousands of them,
 # and can exploit every error it finds. DPO never looks beyond the labels; what it believes about any other answer is
 # whatever the network generalises. That is a proxy too, and it can be over-optimised just the same: look for a gold
-# that falls while the KL grows (Rafailov et al. 2024 measured it at scale). Seeds differ in their labels alone:
-# how far apart they end shows how few a thousand noisy verdicts are. The learning rate counts as well as $\beta$: one pass
+# that falls while the KL grows (Rafailov et al. 2024 measured it at scale). Seeds differ in their labels, in
+# the order of the pairs, and for RLHF in what was sampled: how far apart they end shows how little a thousand noisy verdicts
+# fix. The learning rate counts as well as $\beta$: one pass
 # ends wherever it has carried the policy, and going far on few labels may cost gold (your live run took smaller steps).
-# Compare the ends: the best on the way is a maximum over small batches for RLHF, which flatters it. Where RLHF ends higher
-# at a like KL, look for the reason in section 6: it always learns from what the policy says now.
+# Compare the ends: the best on the way is a maximum over small batches for RLHF, which flatters it. Whether RLHF
+# ends higher than DPO, the printed differences say; an interval that holds 0 leaves it open. A reason why it might is in
+# section 6: it always learns from what the policy says now.
 #
 # ## 5 · Both fall (C27)
 #
@@ -429,13 +444,13 @@ table(["beta", "chosen", "rejected", "their mean (pairs of different answers)", 
 # %% [markdown]
 # So where has the probability gone? To answers that are in no pair, and the loss does not say to which ones. Often they
 # are good ones: what the policy says scores more gold than before. But nothing in the loss makes sure of it, and Razin et
-# al. (2024) show pairs so alike (`Yes` and `Yes.`) that the probability of both flows to a `No`. Pal et al. (2024) saw the
+# al. (2024) train a model to prefer `No` over `Never`, and see the probability of `Yes` rise sharply. Pal et al. (2024) saw the
 # fall on real models, and add a term that stops it. To watch, beside the margin: the KL, and samples.
 #
 # ## 6 · Beta, and whose answers are compared
 #
-# $\beta$ says how dear a nat of KL is, in units of the people's reward. It sets where training *ends*; how fast it goes there
-# is the learning rate's affair, and one pass does not get there. **Predict** the order of the KLs for 0.03, 0.1 and 0.3, with
+# $\beta$ says how dear a nat of KL is, in units of the people's reward. It sets where training would *end*; the learning rate
+# sets how large the steps are, and one pass is not the end. **Predict** the order of the KLs for 0.03, 0.1 and 0.3, with
 # the same labels, learning rate and number of steps.
 
 # %%
@@ -455,6 +470,9 @@ plots.finish(fig, "KL at the end: " + ", ".join(
     + "; gold: " + ", ".join(f"{name} {told([run['gold'][-1] for run in runs])}" for name, runs in conditions.items()) + ".")
 
 # %% [markdown]
+# **Explain.** One pass is not the end, and yet $\beta$ shows. What a pair still weighs is $\sigma(-\beta h)$: with a large
+# $\beta$ it stops pulling at a small margin $h$, with a small one it pulls on.
+#
 # ### On-policy against offline
 #
 # All pairs so far are answers of the policy *before* training. As it moves, they tell it less and less about what it says
@@ -588,8 +606,9 @@ rival = next(name for name in ends if name.startswith("RLHF"))
 table(["claim of the lecture", "measured on this page"], [
     ("C26: one model and a supervised loss do what RLHF does",
      f"with all preferences known, within {exact_ends['DPO']:.4f} (total variation) of RLHF's optimum; from the same 1,000 "
-     f"labels, {shown} judges held-out pairs {told([100 * g for g in gaps['DPO, ' + shown]], '{:+.1f}')} points against the "
-     f"reward model; gold {told(ends['DPO, ' + shown])} from {start:+.2f}, {rival} {told(ends[rival])}"),
+     f"labels, held-out pairs in points against the reward model: " + "; ".join(
+         f"{name[5:]} {told([100 * g for g in gap], '{:+.1f}')}" for name, gap in gaps.items() if name != "reward model")
+     + f"; gold with {shown} {told(ends['DPO, ' + shown])} from {start:+.2f}, {rival} {told(ends[rival])}"),
     ("C27: it maximises the margin and stays near the base",
      f"chosen {told(moved['unseen', 'chosen'])} nats and rejected {told(moved['unseen', 'rejected'])} on pairs it never saw, "
      f"at a KL of {told(far['DPO, ' + shown], '{:.1f}')} nats"),
