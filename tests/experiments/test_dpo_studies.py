@@ -9,6 +9,8 @@ from course_lib import exact
 from course_lib.algorithms.dpo import DPOConfig
 from course_lib.annotators import sigmoid
 from course_lib.experiments import dpo as lab
+from course_lib.lm.logprobs import token_logprobs
+from course_lib.lm.sampling import encode_prompt
 from course_lib.objectives import dpo_ipo
 
 LOGREF = torch.tensor([0.5, 0.3, 0.2]).log()
@@ -85,6 +87,24 @@ def test_a_sweep_writes_down_start_and_end_and_leaves_the_policy_alone(tiny_lm):
         assert run["seen"]["margin"][0] == 0 and run["kl"][0] == pytest.approx(0, abs=0.02)
         assert run["seen"]["margin"][-1] != 0 and run["seen"]["chosen"][0] != run["seen"]["chosen"][-1]
         assert 0 <= run["accuracy"] <= study["ceiling"] <= 1
+
+
+def test_a_likelihood_as_a_judge_prefers_the_answer_that_the_model_finds_likelier(tiny_lm):
+    """Against log-probs of one answer at a time. All people prefer the first answer of one pair, none that of another."""
+    model, tokenizer = tiny_lm
+    asked = encode_prompt(tokenizer, ASKED)
+
+    def alone(text: str) -> float:
+        answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([[*asked, *answer]])
+        with torch.no_grad():
+            return float(token_logprobs(model, ids, torch.ones_like(ids))[0, -len(answer) :].sum())
+
+    alone = [alone(text) for text in SAID]
+    pairs = [{"prompt": ASKED, "first": SAID[i], "second": SAID[j], "p": p}
+             for i, j, p in ((0, 1, 1.0), (2, 3, 0.0), (1, 2, 0.7))]
+    right = [p["p"] if alone[SAID.index(p["first"])] > alone[SAID.index(p["second"])] else 1 - p["p"] for p in pairs]
+    assert lab.likelihood_accuracy(model, tokenizer, pairs) == pytest.approx(sum(right) / 3)
 
 
 def test_rounds_share_the_first_and_differ_in_whose_answers_are_compared(tiny_lm, monkeypatch):
