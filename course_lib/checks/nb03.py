@@ -96,6 +96,9 @@ LOGPROB = Exercise(
          lambda logits, ids, mask: _parts(logits, ids, mask)[0].sum(1)),
         ("no shift", "The logits at a position predict the *next* token: compare logits[:, :-1] with ids[:, 1:].",
          lambda logits, ids, mask: (-token_losses(logits, ids) * mask).sum(1)),
+        ("shifted the other way", "You compare a token with the logits at the place *after* it, which have read it. The logits "
+         "at a position predict the next token: logits[:, :-1] with ids[:, 1:].",
+         lambda logits, ids, mask: (-token_losses(logits[:, 1:], ids[:, :-1]) * mask[:, :-1]).sum(1)),
         ("mask not shifted", "The log-probs are shifted, the mask is not: you count the last token of the prompt's place and "
          "miss one of the answer.", lambda logits, ids, mask: (_parts(logits, ids, mask)[0] * mask[:, :-1]).sum(1)),
         ("logits", "These are sums of logits. A logit is no log-probability before log_softmax.", _raw),
@@ -144,9 +147,14 @@ RLOO = Exercise(
         ("baseline only", "This is the baseline. The advantage is the score minus it.", lambda scores: _others(scores, 1)),
         ("sign", "The sign: an answer that is better than the others has a positive advantage.",
          lambda scores: _others(scores, 1) - scores),
-        ("divided by the spread", "You divide by the standard deviation as well. That is GRPO's advantage, and another "
-         "notebook's; with equal scores it is 0 / 0.",
+        ("divided by the spread", "You divide by the standard deviation as well, which makes a hard and an easy question weigh "
+         "the same; with equal scores it is 0 / 0. Leave the difference as it is.",
          lambda scores: (scores - _others(scores, 1)) / scores.std(1, keepdim=True)),
+        ("GRPO's", "This is GRPO's advantage, and another notebook's: your mean holds the answer's own score, and you divide by "
+         "the standard deviation.", lambda scores: (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)),
+        ("GRPO's with its epsilon", "This is GRPO's advantage, epsilon included, and another notebook's: your mean holds the "
+         "answer's own score, and you divide by the standard deviation.",
+         lambda scores: (scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + 1e-4)),
         ("sum of the others", "You subtract the *sum* of the others. Divide it by their number.",
          lambda scores: scores - (scores.sum(1, keepdim=True) - scores)),
     ],
@@ -187,6 +195,8 @@ LOSS = Exercise(
         ("mean over all tokens", "You divide by the number of tokens of the batch. Divide by the number of answers, as the "
          "lecture's 1/n does.", lambda logprobs, mask, advantages:
          -(advantages.detach()[:, None] * logprobs * mask).sum() / mask.sum()),
+        ("mean over the table", "You divide by n times T, padding included. Divide by the number of answers, as the lecture's "
+         "1/n does.", lambda logprobs, mask, advantages: -(advantages.detach()[:, None] * logprobs * mask).mean()),
         ("sum over answers", "Divide by n, the number of answers.", lambda logprobs, mask, advantages:
          -(advantages.detach() * (logprobs * mask).sum(1)).sum()),
         ("probabilities", "You use probabilities, not their logs: this is the gradient of something else, and vanishes for "

@@ -35,8 +35,8 @@ LOSS = Exercise(
          lambda w, l: F.logsigmoid(w - l).mean()),
         ("no logarithm", "You average the probability, not its logarithm. A pair that is far wrong then has almost no "
          "gradient: the worst mistakes are never repaired.", lambda w, l: -torch.sigmoid(w - l).mean()),
-        ("log of a rounded sigmoid", "Right on paper, but sigma(-500) is rounded to 0 and its logarithm is -inf. "
-         "F.logsigmoid computes both in one step.", lambda w, l: -torch.sigmoid(w - l).log().mean()),
+        ("log of a rounded sigmoid", "Right on paper, but sigma(-500) is rounded to 0, whose logarithm is -inf, and exp(500) "
+         "is inf. F.logsigmoid computes both in one step.", lambda w, l: -torch.sigmoid(w - l).log().mean()),
         ("sum", "You sum over the pairs: the step would grow with the batch. Take the mean.",
          lambda w, l: -F.logsigmoid(w - l).sum()),
         ("sigmoid of the mean", "You average the leads first. A pair with a large lead then pays for one that is wrong: "
@@ -148,6 +148,8 @@ RANKING = Exercise(
          "probability of the ranking.",
          lambda r: sum(-F.logsigmoid(r[i] - r[j]) for i in range(len(r)) for j in range(i + 1, len(r)))),
         ("no minus", "This is the log-probability. A loss is minimised: put a minus in front.", lambda r: -ranking_loss(r)),
+        ("exponentials", "Right on paper, but exp(90) is more than a float holds. logsumexp stays in logarithms.",
+         lambda r: sum((r[i:].exp().sum()).log() - r[i] for i in range(len(r)))),
         ("mean over places", "You average over the places. The probability of a ranking is a product: its logarithm is the "
          "sum.", lambda r: ranking_loss(r) / len(r)),
         ("without itself", "The answer that is chosen is itself among those to choose from: include r_i in the sum.",
@@ -193,7 +195,8 @@ CALIBRATION = Exercise(
     "calibration_error",
     calibration_error,
     cases=[_predictions(400, 1.5, 0.6), _predictions(300, 4.0, 1.0), _predictions(7, 1.0, 1.0),
-           lambda: (torch.tensor([0.5, 1.0, 1.0, 0.72]), torch.tensor([0.0, 1.0, 1.0, 1.0])),
+           lambda: (torch.tensor([0.5, 1.0, 1.0, 0.72]), torch.tensor([0.0, 0.0, 1.0, 1.0])),
+           lambda: (*_predictions(60, 1.5, 0.6)(), 5),
            lambda: (torch.tensor([0.55, 0.95] * 10), torch.tensor([1.0, 0.0] * 5 + [1.0, 1.0] * 5))],
     mistakes=[
         ("every bin counts the same", "You average over bins. Weigh each by how many predictions it holds, or one "
@@ -210,8 +213,13 @@ CALIBRATION = Exercise(
          lambda c, h, bins=10: float((c.double() - h.double()).square().mean())),
         ("the worst bin", "This is the *maximum* calibration error. Take the mean over bins, weighted by their counts.",
          lambda c, h, bins=10: max(_gaps(c, h, bins))),
-        ("bins from zero", "Your bins start at 0, but the predicted winner has at least 1/2: half of them stay empty. Divide "
-         "the range from 1/2 to 1.", _weighted(lambda said, seen, b, bins: abs(said - seen), low=0.0)),
+        ("bins from zero", "Your bins are 1/bins wide. From 1/2 to 1 each is 1/(2 bins) wide; of bins that start at 0, half stay "
+         "empty.", _weighted(lambda said, seen, b, bins: abs(said - seen), low=0.0)),
+        ("an end falls out", "A confidence of exactly 1 falls into none of your bins. It belongs to the last one.",
+         lambda c, h, bins=10: _weighted(lambda said, seen, b, n: abs(said - seen))(c[c < 1], h[c < 1], bins)
+         * int((c < 1).sum()) / len(c)),
+        ("always ten", "`bins` is not used.",
+         lambda c, h, bins=10: _weighted(lambda said, seen, b, n: abs(said - seen))(c, h)),
         ("the middle of the bin", "You compare with the middle of each bin. Use the mean confidence of the predictions that "
          "are in it.", _weighted(lambda said, seen, b, bins: abs(0.5 + (b + 0.5) / bins / 2 - seen))),
         ("squared gaps", "You square the differences. Take their absolute values.",

@@ -107,7 +107,7 @@ def _bandit(size: int, beta: float):
 OPTIMUM = Exercise(
     "rlhf_optimum",
     exact.optimum,
-    cases=[_bandit(3, 0.5), _bandit(8, 1.0), _bandit(5, 0.1), _bandit(4, 10.0)],
+    cases=[_bandit(3, 0.5), _bandit(8, 1.0), _bandit(5, 0.1), _bandit(4, 10.0), _bandit(4, 0.005)],
     mistakes=[
         ("without the reference", "Your policy forgot its reference: softmax(R / beta) is the optimum for a uniform one.",
          lambda ref, r, beta: (r / beta).log_softmax(0)),
@@ -115,6 +115,11 @@ OPTIMUM = Exercise(
          lambda ref, r, beta: (ref + r * beta).log_softmax(0)),
         ("not normalised", "These do not sum to 1. Divide by Z, that is, subtract log Z.",
          lambda ref, r, beta: ref + r / beta),
+        ("exponentials", "Right on paper, but exp(R / beta) is more than a float holds for a small beta. Stay in logarithms: "
+         "(log p_ref + R / beta).log_softmax(0).",
+         lambda ref, r, beta: (ref.exp() * (r / beta).exp() / (ref.exp() * (r / beta).exp()).sum()).log()),
+        ("Z without its log", "You subtract Z. In logarithms, dividing by Z is subtracting log Z.",
+         lambda ref, r, beta: ref + r / beta - (ref + r / beta).exp().sum()),
         ("probabilities", "You return probabilities. Asked for is their logarithm.",
          lambda ref, r, beta: exact.optimum(ref, r, beta).exp()),
         ("beta on the reference too", "You divide log p_ref by beta as well. Only the reward is divided.",
@@ -169,6 +174,11 @@ BEST = Exercise(
          lambda p, reward, n: p**n / (p**n).sum()),
         ("at least once", "1 - (1 - p)^n is the chance to see the answer among n; something better may be there too.",
          lambda p, reward, n: 1 - (1 - p) ** n),
+        ("as if it were continuous", "n p P(R < R(a))^(n-1) counts exactly one sample that is a. With few answers, several of "
+         "the n may be a: take the difference of the two powers.", lambda p, reward, n:
+         n * p * torch.stack([p[reward < r].sum() for r in reward]) ** (n - 1)),
+        ("only the worse ones", "P(R < R(a))^n is the chance that all n are worse than a. Subtract it from the chance that "
+         "none is better.", lambda p, reward, n: torch.stack([p[reward < r].sum() for r in reward]) ** n),
         ("not subtracted", "P(R <= R(a))^n is the chance that the best is a *or worse*. Subtract the chance that it is "
          "worse.", lambda p, reward, n: torch.stack([p[reward <= r].sum() for r in reward]) ** n),
         ("order of the list", "You sum in the order of the list. What counts is the order of the rewards.", _unsorted),

@@ -185,8 +185,8 @@ WHITEN = Exercise(
          lambda x, m: _standardised(x, m, x[m].mean(), x[m].var())),
         ("unbiased deviation", "`std()` divides by n - 1. For a single token that is 0 / 0: take the biased variance, and 1e-8 "
          "under its root.", lambda x, m: torch.where(m, (x - x[m].mean()) / (x[m].std() + 1e-8), 0)),
-        ("padding in mean and deviation", "Padding is in your mean and deviation, so that short answers change everybody's "
-         "advantage. Take both over the mask.", lambda x, m: torch.where(m, (x - x.mean()) / (x.std() + 1e-8), 0)),
+        ("padding in mean and deviation", "Padding is in your mean and deviation, and `std()` divides by n - 1. Take mean and "
+         "biased variance over the mask.", lambda x, m: torch.where(m, (x - x.mean()) / (x.std() + 1e-8), 0)),
         ("keeps the mean", "You divide by the deviation and keep the mean. That is right for rewards; advantages lose it.",
          lambda x, m: torch.where(m, x * torch.rsqrt(_moments(x, m)[1] + 1e-8), 0)),
         ("only the mean", "You subtract the mean and leave the scale. Divide by the standard deviation.",

@@ -299,8 +299,8 @@ plots.finish(fig, f"The error falls as a power of n with exponent {fits[0].slope
 
 # %% [markdown]
 # **Explain.** Independent samples: the error falls as $1/\sqrt n$, so ten times the samples buy a factor of three. A
-# batch of a real run has 32 to 1,000 answers. Its gradient is mostly noise, which is what makes the rest of this page
-# necessary.
+# batch of a real run has 32 to 1,000 answers. Even here, with forty possible answers, 30 samples leave an error of a
+# third to most of the gradient's own length. Less noise for the same samples is what the rest of this page is after.
 #
 # ### What the optimiser sees
 #
@@ -426,9 +426,11 @@ plots.finish(fig, f"ln p changes by {words[0]} for A1, which rises in {ups['A1']
                   f"rises in {ups['A2']}.")
 
 # %% [markdown]
-# **Explain.** A2 falls: whenever it is said, others are better. A1 has company: "SF stands for San Francisco, ..."
-# earns four points as well, and the reward cannot tell the two apart. Which of them wins is luck, the luck of which
-# was said first and more often. What rises for sure is their sum.
+# **Explain.** A2 falls, and hardly by being said: as rare as it is, it comes up less than once in all the samples of
+# five seeds. What is reinforced takes its probability, because all of them sum to 1 and all answers share their
+# weights. A1 has company: "SF stands for San Francisco, ..." earns four points as well, and the reward cannot tell the
+# two apart. Which of them wins is luck, the luck of which was said first and more often. What rises for sure is their
+# sum.
 #
 # ## 6 · Baselines: the same gradient, less noise (C12)
 #
@@ -684,9 +686,10 @@ table(["question", "the start", "leave-one-out", bad], [
         study["says"], main["says"], conditions[bad]["says"])])
 
 # %% [markdown]
-# **Explain.** Compare the first two rows. At the moderate learning rate a baseline has little to repair: the rubric
-# puts its zero in a good place, as section 6 measured. Now the two rows with twice that rate. Lower all rewards by a
-# constant, and without a baseline most runs end below their start, while leave-one-out cannot even see the constant.
+# **Explain.** In the table of the five conditions, compare the first two rows. At the moderate learning rate a baseline
+# has little to repair: the rubric puts its zero in a good place, as section 6 measured. Now the two rows with twice
+# that rate. Lower all rewards by a constant, and without a baseline most runs end below their start, while
+# leave-one-out cannot even see the constant.
 #
 # There are two ways down. *Too little variety*: as the reward rises, the entropy falls, and what is never said cannot
 # be reinforced; that is how the small runs ended. *Too much*: an answer that is pushed down gives its probability to

@@ -84,8 +84,10 @@ truth = {row["prompt"][0]["content"]: facts[row["city"]] for row in pool["train"
 Labeller(items, preferences.folder() / "me.jsonl", "me", fact=lambda item: truth[item.prompt])
 
 # %% [markdown]
-# All labels there are: those of the course, yours, and those of your class, if you put its files into the same folder.
-# **Predict.** How often do two people agree on which of two answers is better, beyond what chance would give?
+# All labels there are: yours, those of your class, if you put its files into the same folder, and those of the course. The
+# latter are an AI model's, `course-a`, which read every third pair a second time, `course-b` (`data/README.md`).
+# **Predict.** How often do its two readings agree on which of two answers is better, beyond what chance would give? Two
+# people are expected to agree less: compare with yours.
 
 # %%
 labels = preferences.collected()
@@ -152,7 +154,8 @@ for k, width in enumerate(wander):
 # that a comparison never sees, because both answers are judged by the same person at the same moment: it cancels in the
 # difference. Standardising each person's scores repairs what stays the same in a person, and cannot repair a mood. So
 # the lecture's claim is true where scales wander, and false where they do not. What real people are like is an
-# empirical question; the papers that the lecture cites measured it, and found that they wander.
+# empirical question. Clark et al. (2018), whom the lecture cites, found that comparisons took less time and fewer
+# people, and that mean scores and comparisons agreed closely in the end.
 #
 # (The learners here are linear, so that only the labels differ. Is a scale that wanders by so many points a bad one?
 # Compare with the standard deviation of the gold scores, below the table of the four people.)
@@ -287,19 +290,20 @@ table(["who judges", "accuracy on new cities"], [
     ("the ceiling: gold itself", f"{studies.ceiling_of(exam):.1%}")])
 
 # %% [markdown]
-# The same with the labels of real people from section 2, yours included (C16). The rewards of the three answers of
+# The same with the labels of section 2, the AI model's and yours (C16). The rewards of the three answers of
 # section 5, before and after:
 
 # %%
-from_people = train_live(people_said[: 8 if smoke() else None])
+from_labels = train_live(people_said[: 8 if smoke() else None])
 asked = dict(prompts=[[{"role": "user", "content": "Where is SF?"}]] * 3, completions=answers)
-given = {"untrained": before(**asked), "simulated people": live(**asked), "people": from_people(**asked)}
+given = {"untrained": before(**asked), "simulated people": live(**asked),
+         "labels of section 2": from_labels(**asked)}
 table(["answer", *given], [(text, *(f"{given[name][k]:+.2f}" for name in given)) for k, text in enumerate(answers)])
-for name, reward in {"untrained": before, "simulated people": live, "people": from_people}.items():
+for name, reward in zip(given, (before, live, from_labels)):
     leads = [a - b for a, b in zip(*(
         reward(prompts=[p["prompt"] for p in people_said], completions=[p[side] for p in people_said])
         for side in ("chosen", "rejected")))]
-    print(f"the people's own pairs in the right order, {name}: {sum(x > 0 for x in leads) / len(leads):.0%}")
+    print(f"section 2's own pairs in the right order, {name}: {sum(x > 0 for x in leads) / len(leads):.0%}")
 
 # %% [markdown]
 # (The last line is not a test: those are the pairs that it was trained on.)
@@ -375,10 +379,11 @@ plots.finish(fig, f"Under wrong questions the accuracy of the trained model chan
 # %% [markdown]
 # **Explain.** What is easy to see, a judge learns from few labels: form, and how many places an answer names. What is
 # left is truth, and truth takes knowledge: that SF is San Francisco and lies in California. Some of it is inside the
-# policy: how *likely* it finds each name helps (compare with what ten times as many labels brought). Its hidden states
-# hold it in a shape that a reward model has to learn to read, city by city. And where the policy itself does not know a
-# place, nothing made from it can. Nor does the model need the *question* much, since most answers repeat the
-# abbreviation. Remember this for notebook 05: what the reward model cannot see, the policy is free to do.
+# policy: how *likely* it finds each name helps (compare with what ten times as many labels brought). Averages of its
+# hidden states brought less than the surface. And where the policy itself does not know a place, nothing made from it
+# can. A wrong question costs nothing, because this model does not connect abbreviation and city at all: a true answer
+# and a false one of the same form are a coin toss to it. Remember this for notebook 05: what the reward model cannot
+# see, the policy is free to do.
 #
 # ## 8 · Rankings: many comparisons from one reading (C15)
 #
@@ -431,17 +436,19 @@ first, longest = (heads["rankings"]["bradley-terry"][k] for k in (0, -1))
 gain = plots.interval([b - a for a, b in zip(first, longest)])
 read = artifacts.size("preference_heads")["read"]
 most = plots.interval([b - a for a, b in zip(first, heads["rankings"]["plackett-luce"][-1])])
+between = [plots.interval([b - a for a, b in zip(*(heads["rankings"][loss][k] for loss in ("bradley-terry", "plackett-luce")))])
+           for k in range(1, len(heads["sizes"]))]
 plots.finish(fig, f"{read} answers read, rankings of {heads['sizes'][-1]} instead of pairs: {gain.mean:+.1%} "
                   f"({gain.lo:+.1%} to {gain.hi:+.1%}) with all pairs, {most.mean:+.1%} "
                   f"({most.lo:+.1%} to {most.hi:+.1%}) with the whole ranking.")
+print("The whole ranking minus all pairs:", "; ".join(
+    f"{k} answers {d.mean:+.2%} ({d.lo:+.2%} to {d.hi:+.2%})" for k, d in zip(heads["sizes"][1:], between)))
 
 # %% [markdown]
 # **Explain.** A ranking of 8 holds 28 comparisons for 8 answers read, but all come from one reading: if its author
 # misread one answer, 7 comparisons are wrong together. Bradley and Terry's loss over all pairs takes them for
-# independent evidence; the probability of the whole ranking does not. What that costs is little: on one set of sampled
-# answers the whole ranking was half a point ahead, on another one not at all.
-
-# %% [markdown]
+# independent evidence; the probability of the whole ranking does not. What that costs is little: see the last line.
+#
 # ## 9 · Are its probabilities right?
 #
 # $\sigma(r_a - r_b)$ is a promise: of all pairs where it says 80 %, people should prefer that answer in 80 %. The
@@ -493,18 +500,20 @@ ax.set_ylabel("probability that people prefer it")
 ax.legend()
 errors = {label: models[label]["ece"] for label in models}
 plots.finish(fig, "Expected calibration error: " + ", ".join(
-    f"{plots.interval(values).mean:.3f} with {label}" for label, values in errors.items()) + ".")
+    f"{told(values, '{:.3f}')} with {label}" for label, values in errors.items()) + ".")
 
 # %% [markdown]
-# **Explain.** The loss is a log-likelihood, so honest probabilities are what it asks for, and one pass over many labels
-# gives them. Several passes over few labels do not: the model learns the noise of those labels by heart and becomes
-# too sure. That is the price of the reward model below, which notebook 05 will optimise.
+# **Explain.** The loss is a log-likelihood, so honest probabilities are what it asks for. Two passes over 1,000 pairs,
+# or one over many, give them here; four passes of the smallest model do not: it learns the noise of its labels by heart
+# and becomes too sure. (The models differ in layers, pooling and learning rate as well.) That is the price of the
+# reward model below, which notebook 05 will optimise.
 #
 # ## 10 · Text that nobody would write (C18)
 #
 # *The reward model is trained on natural language inputs and might fail to assign low scores to unnatural input.* The
-# reward models below are honestly trained: the policy's first layer, 1000 pairs each, unbiased people. They are the five
-# that notebook 05 will optimise. **Predict** which of these families beat the answers from which they were made.
+# reward models below are honestly trained: the policy's first layer, averaged over the answer's tokens, 1000 pairs
+# each, unbiased people. They are the five that notebook 05 will optimise. **Predict** which of these families beat the
+# answers from which they were made.
 
 # %%
 proxy, _ = load_reward_model()
@@ -535,7 +544,7 @@ plots.finish(fig, f"Higher reward (the whole interval) and lower gold than what 
                   f"{', '.join(fooled) or 'none of these families'}.")
 
 # %% [markdown]
-# Try it yourself. What is the highest reward that you can get for a text that answers nothing?
+# Try it yourself, with the reward model of the store. What is the highest reward that you can get for a text that answers nothing?
 
 # %%
 mine = ["SF usually refers to San Francisco, a city in California, USA", "San Francisco, California, USA, USA, USA",
@@ -594,7 +603,8 @@ table(["claim of the lecture", "measured on this page"], [
     ("C15: Bradley-Terry, winner above loser",
      f"{list(models)[-1]}: {told(one['accuracy'])}, calibration error {plots.interval(one['ece']).mean:.3f}"),
     ("C16: collect preferences from people",
-     f"{len(people_said)} pairs of {len({p['annotator'] for p in people_said})} people trained a reward model"),
+     f"{len(people_said)} pairs of {', '.join(sorted({p['annotator'] for p in people_said}))} trained a reward model (course-a "
+     "and course-b: one AI model, which read twice)"),
     ("C18: fails on unnatural input", ", ".join(fooled) or "no family of the probe in every seed"),
 ])
 
@@ -603,5 +613,5 @@ table(["claim of the lecture", "measured on this page"], [
 # behavior*, 1959 · Plackett, *The analysis of permutations*, 1975 · Knox and Stone, *Interactively shaping agents via
 # human reinforcement: the TAMER framework*, 2009 · Phelps et al., *Pairwise comparison versus Likert scale for
 # biomedical image assessment*, 2015 · Guo et al., *On calibration of modern neural networks*, 2017 · Clark et al.,
-# *Rate or compare?*, 2018 · Stiennon et al., *Learning to summarize from human feedback*, 2020 · Ouyang et al.,
+# *Why rate when you could compare?*, 2018 · Stiennon et al., *Learning to summarize from human feedback*, 2020 · Ouyang et al.,
 # *Training language models to follow instructions with human feedback*, 2022

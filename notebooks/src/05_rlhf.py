@@ -260,8 +260,8 @@ print("Errors and noise in units of the gradient's own norm: 0.00 is exact, 1.00
 # - k3: $\mathbb{E}_p[(1 - r) \nabla \log p] = -\mathbb{E}_{p^{PT}}[\nabla \log p] = \nabla \mathrm{KL}(p^{PT} \,\|\, p)$:
 #   the KL the other way round.
 # - by token: each token answers for its own step only, not for where it leads. That is a third objective, and the
-#   reason why two lines of the figure above stop early. For small $\beta$ and few steps the difference is small, which
-#   is why libraries get away with it.
+#   reason why two lines of the figure of section 1 stop early. In the first steps the difference is small; k2's also
+#   shrinks with $\beta$, k3's more slowly.
 #
 # The course's own loss refuses k1:
 
@@ -378,10 +378,11 @@ for seed, run in enumerate(free):
 table(["seed", "question", "answer", "learned", "gold", "exploited"], rows)
 
 # %% [markdown]
-# Read them aloud. This reward model has a single layer and averages over the tokens of an answer. Words that stand in good
-# answers lift the average wherever they stand, as often as they stand: say little else, and say it often. Which words,
-# each policy found out for *its* reward model. The policy before RL hardly ever talked like that, so hardly anybody ever
-# compared such answers, and nobody told the reward model that they are bad.
+# Read them aloud, and look for two exploits. *What the reward model cannot see*: wrong places, in sentences of a form that it
+# likes; that it does not know the truth was measured in notebook 04. *What nobody showed it*: it averages over the tokens of
+# an answer, so that words of good answers lift the average wherever and as often as they stand. The policy before RL hardly
+# ever talked like that, so hardly anybody compared such answers, and nobody told the reward model that they are bad. Which of
+# the two a policy found, the line "What lost most" says, seed by seed.
 #
 # ## 4 · The leash (C19)
 #
@@ -546,19 +547,24 @@ ax.axhline(0, color="black", linewidth=0.8)
 ax.tick_params(axis="x", labelsize=9)
 ax.set_xlabel("remedy")
 ax.set_ylabel("gold reward at the end")
-plots.finish(fig, "Gold at the end: " + ", ".join(
-    f"{name} {plots.interval(values).mean:+.1f}" for name, values in bars.items()) + ".")
+plots.finish(fig, "Gold at the end: " + ", ".join(f"{name} {told(values, '{:+.1f}')}" for name, values in bars.items()) + ".")
 many = artifacts.result("rlhf_rewards_many")["accuracy"]
 print("Accuracy of the reward models:", told(judged["accuracy"], "{:.2f}"), "with few labels,", told(many, "{:.2f}"),
       "with more.")
 
 # %% [markdown]
+# **Explain.** KL and early stop change how far, the minimum and more labels change what is optimised. An interval as wide as
+# those of the latter two does not tell a remedy from none, nor from harm, with so few seeds: a few points of accuracy more
+# leave a reward model with the blind spots it had, and an ensemble whose members share a blind spot has it too. (The best
+# $\beta$ was chosen by the ends of these very runs; early stop did not choose by its own.)
+#
 # ## Where this breaks
 #
 # - **The reference moves**: it shares weights with the policy, or dropout is on in it. `rlhf.train` refuses both.
 # - **The wrong sign**, or the ratio upside down: the policy is paid for leaving. The KL in the log rises at once.
-# - **A KL of truncated samples**: sample with top-p, take log-probs of the full distribution, and the estimate comes
-#   out below zero. The KL of a whole batch that is clearly negative is always a bug.
+# - **A KL of truncated samples**: sample with top-p, take log-probs of the full distribution, and the estimate is of no KL
+#   any more: too large as a rule, and below zero where the policy is the flatter of the two. The KL of a whole batch that is
+#   clearly negative is always a bug.
 # - **Sampler and trainer disagree**, by a bug or by rounding. At the first step the policy *is* the reference, so the KL
 #   must be 0 (the cell below prints what was measured).
 # - **k1 in the loss**: its expected gradient is zero, whatever $\beta$ is. `RLHFConfig` refuses it.
