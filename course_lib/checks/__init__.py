@@ -256,7 +256,7 @@ def _problem(expected: Outcome, got: Outcome, tolerance: float) -> str | None:
     if expected.error is not None:
         return f"it should raise {type(expected.error).__name__} ({_short(str(expected.error))}), but returned a value"
     if got.value is None and expected.value is not None:
-        return "it returned None: is a `return` missing?"
+        return f"it returned None, expected {_kind(expected.value, True)} (is a `return` missing?)"
     if problem := difference(expected.value, got.value, tolerance):
         return problem
     if expected.gradients is not None and got.gradients is None:

@@ -12,7 +12,7 @@ from course_lib.gui import Move, prompt_of
 from course_lib.tools import parse_call
 from course_lib.worlds import atlas
 from course_lib.worlds.draw import Draw
-from course_lib.worlds.forms import blank, expert, mistake
+from course_lib.worlds.forms import blank, expert, mistake, useful
 
 # ---- pairs from mistakes ---------------------------------------------------------------------------------------------
 
@@ -39,6 +39,15 @@ def _one(seed: int, length: int, right: float = 0.4):
     return lambda: (_trail(Draw(f"check {seed}"), length, right),)
 
 
+def _back_and_forth():
+    """Two mistakes, the first one again, a useful step that is not the expert's, and a mistake that nothing mends."""
+    form, moves = blank(Draw("check 6"), atlas.known_cities()), []
+    for step in ("click submit", "hello", "click submit", useful(form)[-1], "hello"):
+        moves.append(Move(form, step, form.act(step)[1]))
+        form, _ = form.act(step)
+    return (moves,)
+
+
 def _rows(trail, chosen=lambda m: expert(m.form), prompt=lambda m: prompt_of(m.form), keep=lambda m: m.wrong,
           key=lambda m: (m.form.text(), m.step)):
     moves = {key(m): m for m in reversed([m for m in trail if keep(m)])}
@@ -51,10 +60,17 @@ def _next(trail):
             if m.wrong]
 
 
+def _mended(trail):
+    """The chosen step is the next right one of the agent."""
+    later = {i: next((m.step for m in trail[i + 1 :] if not m.wrong), None) for i in range(len(trail))}
+    wrong = {(m.form.text(), m.step): (m, later[i]) for i, m in reversed([*enumerate(trail)]) if m.wrong and later[i]}
+    return [{"prompt": prompt_of(m.form), "chosen": step, "rejected": m.step} for m, step in reversed(wrong.values())]
+
+
 PAIRS = Exercise(
     "correction_pairs",
     correction_pairs,
-    cases=[_one(1, 8), _one(2, 12), _one(3, 30), _one(4, 20, 0.2), _one(5, 8, 1.0)],
+    cases=[_one(1, 8), _one(2, 12), _one(3, 30), _one(4, 20, 0.2), _one(5, 8, 1.0), _back_and_forth],
     mistakes=[
         ("sides swapped", "The wrong step is the chosen one: the agent would learn its mistakes. chosen is the expert's step.",
          lambda trail: [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in correction_pairs(trail)]),
@@ -64,6 +80,8 @@ PAIRS = Exercise(
          lambda trail: _rows(trail, key=id)),
         ("the next step", "Your chosen step is what the agent did next, which may be wrong too. Ask the expert in the "
          "state of the mistake.", _next),
+        ("the agent's own right step", "You pair a mistake with what the agent did right later on, and drop what it never "
+         "mended. Ask expert(move.form).", _mended),
         ("the first state", "Your prompts are all the empty form. Each pair needs the screen on which its mistake was made.",
          lambda trail: _rows(trail, prompt=lambda m: prompt_of(trail[0].form))),
         ("the expert of the first state", "Your chosen steps are all what the expert does on the empty form. Ask in the "
@@ -126,6 +144,8 @@ REPEATED = Exercise(
         ("of all steps", "You divide by all steps. Asked for is the share of the wrong ones.",
          lambda trails: sum(m.wrong and m in trail[:i] for trail in trails for i, m in enumerate(trail))
          / sum(map(len, trails))),
+        ("itself", "Each move finds itself, so that every mistake is a repetition. Look only at what came before, trail[:i].",
+         lambda trails: _share(trails, lambda trail, i: trail[i] in trail[: i + 1])),
         ("the first one too", "You count the first time as well. Only what comes after it is a repetition.",
          lambda trails: _share(trails, lambda trail, i: trail.count(trail[i]) > 1)),
         ("mean of episodes", "You average over episodes. An episode with one mistake would count as much as one with eight: "
@@ -161,7 +181,8 @@ CALL = Exercise(
     "read_call",
     parse_call,
     cases=[(text,) for text in (
-        'search("SF")', 'open("Salt Lake City")', 'python("46--38")', ' search("LYS")\n', 'look_up("")', 'search("SF"',
+        'search("SF")', 'open("Salt Lake City")', 'python("46--38")', ' search("LYS")\n', 'look_up("")', 'look_up("LA")',
+        'search("")', 'search ("SF")', 'search(" SF ")', 'search("SF"',
         "search(SF)", 'I call search("SF")', 'search("SF") and read it', 'search("SF") search("LA")', "", "answer: 8",
         'python("f(1)+(2)")', 'open("SF))")', '("SF")')],
     mistakes=[
@@ -184,6 +205,9 @@ CALL = Exercise(
         ("first bracket closes", "A bracket inside of the quotes is part of the argument.",
          lambda text: None if ")" in (parse_call(text) or ("", ""))[1] else parse_call(text)),
         ("crashes", "Your function raises an error for a text that is no call. Models write such texts; return None.", _raising),
+        ("crashes without a match", "re.fullmatch returns None for a text that is no call, and None has no groups: return "
+         "None then.",
+         lambda text: re.fullmatch(r'(\w+)\("([^"]*)"\)', text.strip()).groups()),
     ],
 )
 
@@ -193,8 +217,8 @@ CALL = Exercise(
 def written_by_model(ids: Tensor, begins: int, ends: int) -> Tensor:
     """Which tokens the model wrote: those behind each `begins` up to the next `ends`, which counts as well.
 
-    ids: (T,) a conversation; begins: the token that opens the model's turns; ends: the one that closes every turn.
-    Returns (T,) bool.
+    ids: (T,) a conversation; begins: the token that opens the model's turns; ends: the one that closes every turn. A last turn
+    that was cut off has no `ends`: it counts to the end of ids. Returns (T,) bool.
     """
     mask, mine = torch.zeros_like(ids, dtype=torch.bool), False
     for t, token in enumerate(ids.tolist()):
@@ -251,6 +275,9 @@ MASK = Exercise(
          _marked(lambda spans, n: spans[:1])),
         ("without the end", "The end of a turn is not marked. A model that never learns to stop writes the tool's output itself.",
          lambda ids, begins, ends: written_by_model(ids, begins, ends) & (ids != ends)),
+        ("a turn that was cut off", "You leave out a turn without an end. The model wrote it all the same.",
+         lambda ids, begins, ends: written_by_model(ids, begins, ends)
+         & (torch.arange(len(ids)) <= (ids == ends).nonzero()[-1])),
         ("with the opening token", "The token that opens the turn is marked. The template puts it there, not the model.",
          _marked(lambda spans, n: [(a - 1, b) for a, b in spans])),
         ("shifted by one", "The mask is shifted to the left. It marks the tokens themselves; the loss does the shifting.",
@@ -301,6 +328,11 @@ SPLIT = Exercise(
          lambda questions, test: [q for q in questions if sum(q) not in {sum(t) for t in test}]),
         ("the other order only", "Only the reversed order is dropped. The very questions of the test part are left.",
          lambda questions, test: [q for q in questions if (q[1], q[0]) not in test]),
+        ("the same answer", "You drop every question with the answer of a test question. Other facts with the same difference "
+         "give nothing away.", lambda questions, test: [q for q in questions if q[0] - q[1] not in {a - b for a, b in test}]),
+        ("the same difference", "You drop every question whose facts are as far apart as those of a test question. Other facts "
+         "at the same distance give nothing away.",
+         lambda questions, test: [q for q in questions if abs(q[0] - q[1]) not in {abs(a - b) for a, b in test}]),
         ("sorted facts", "You return the facts in another order. Drop questions, and leave the others as they are.",
          lambda questions, test: [tuple(sorted(q)) for q in without_leaks(questions, test)]),
     ],

@@ -52,6 +52,8 @@ WINS = Exercise(
          "answers. Only answers to the same question meet.", lambda a, b: win_rate(a.reshape(1, -1), b.reshape(1, -1))),
         ("means instead of answers", "You compare each question's mean rewards. Every answer meets every answer, and then you "
          "average.", lambda a, b: win_rate(a.mean(1, keepdim=True), b.mean(1, keepdim=True))),
+        ("means, and ties are losses", "You compare each question's mean rewards, and a tie counts as a loss. Every answer meets "
+         "every answer; count a tie half.", lambda a, b: float((a.mean(1) > b.mean(1)).float().mean())),
         ("the best of each", "You compare the best answers to each question. That is another policy: best of n.",
          lambda a, b: win_rate(a.amax(1, keepdim=True), b.amax(1, keepdim=True))),
         ("side by side", "Our answer i meets their answer i only, and there may be more of one than of the other. Every one of "
@@ -95,13 +97,21 @@ def _points(count: int, twins: bool = False, falling: float = 0.0):
 FRONTIER = Exercise(
     "on_the_frontier",
     on_the_frontier,
-    cases=[_points(8), _points(12, falling=1.0), _points(9, twins=True), _points(15, twins=True, falling=1.0), _points(1)],
+    cases=[_points(8), _points(12, falling=1.0), _points(9, twins=True), _points(15, twins=True, falling=1.0), _points(1),
+           (torch.tensor([1.0, 1.0, 2.0]), torch.tensor([2.0, 1.0, 3.0]))],
     mistakes=[
         ("each point beats itself", "With <= and >= alone every point beats itself, and the frontier is empty. One of the two "
          "must be strictly better.", lambda kl, gold: ~((kl[:, None] <= kl) & (gold[:, None] >= gold)).any(0)),
         ("both strictly better", "You let a point stay that costs as much as another and brings less, or brings as much and "
          "costs more. One strict difference is enough.",
          lambda kl, gold: ~((kl[:, None] < kl) & (gold[:, None] > gold)).any(0)),
+        ("worse at the same price", "You let a point stay that costs as much as another and brings less.",
+         lambda kl, gold: ~((kl[:, None] < kl) & (gold[:, None] >= gold)).any(0)),
+        ("equal points", "Two equal points strike each other out. Neither is better: both stay.",
+         lambda kl, gold: ~((kl[:, None] <= kl) & (gold[:, None] >= gold) & ~torch.eye(len(kl), dtype=torch.bool)).any(0)),
+        ("the other axis", "You keep the points that beat nobody. Ask of every point whether it *is beaten*: look along the "
+         "other axis.", lambda kl, gold: ~((kl[:, None] <= kl) & (gold[:, None] >= gold)
+                                     & ((kl[:, None] < kl) | (gold[:, None] > gold))).any(1)),
         ("the beaten ones", "You return the points that are beaten. Asked for are the others.",
          lambda kl, gold: ~on_the_frontier(kl, gold)),
         ("more KL is better", "You prefer a high KL. It is the price: less of it is better.",

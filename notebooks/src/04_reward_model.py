@@ -544,7 +544,8 @@ plots.finish(fig, f"Higher reward (the whole interval) and lower gold than what 
                   f"{', '.join(fooled) or 'none of these families'}.")
 
 # %% [markdown]
-# Try it yourself, with the reward model of the store. What is the highest reward that you can get for a text that answers nothing?
+# Try it yourself, with the reward model of the store. What is the highest reward that you can get for a text that
+# answers nothing?
 
 # %%
 mine = ["SF usually refers to San Francisco, a city in California, USA", "San Francisco, California, USA, USA, USA",

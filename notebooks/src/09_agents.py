@@ -122,7 +122,7 @@ Replay("The agent fills in a form", form_frames(trails[0]))
 def correction_pairs(trail):
     """Each wrong step of an episode beside the expert's in the same state.
 
-    trail: list of Move. Returns rows with prompt, chosen and rejected, in the order in which the mistakes were first made; the
+    trail: list of Move. Returns dicts with prompt, chosen and rejected, in the order in which the mistakes were first made; the
     same wrong step in the same state is one row.
     """
     ### BEGIN SOLUTION
@@ -255,18 +255,18 @@ table(["round", "agent", "forms done", "on new cities", "wrong steps", "steps a 
        for number in (0, 1) for name in ("before", *METHODS)])
 
 # %% [markdown]
-# **Explain.** The claim does not hold for every agent. SFT's pull on a corrected step is $1 - \pi(\text{corrected})$:
-# strong where the agent does not know what to do, as in round 1. DPO only asks for a margin, and can widen it by lowering the
-# mistake alone (notebook 08, section 5); what the mistake loses goes to any other step, also to other mistakes. So where
-# P(corrected step) has to grow, corrections are the better teacher.
+# **Explain.** Round 1 does not bear the claim out. SFT's pull on a corrected step is $1 - \pi(\text{corrected})$: strong where
+# the agent does not know what to do. DPO asks only for a margin, and lets go as it opens: P(corrected step) rises less than by
+# one pass of SFT, and P(the mistake) hardly falls. In forms done one pass of SFT and DPO cannot be told apart, and two passes
+# are far ahead. (Each method has a learning rate of its own, in the cell above; neither was searched for long.)
 #
-# In round 2 the agent knows more, and errs in fewer states. Corrections come from those, and from no others: a pass of SFT
-# over these few can carry it away from what it did well, as the lines below count. DPO stays near its reference, and takes
-# only what it must. That is UI-TARS' order too: SFT first, DPO on top. But look how the seeds of round 2 scatter before you
-# call a winner there; and DPO is not shown to be ahead of two passes of SFT in either round.
+# In round 2 the agent knows more. Whether DPO gets more forms done than one pass of SFT, the line below the figure says; it is
+# not ahead of two passes, and the lines below count seeds in which each of the three made the agent worse.
 #
-# So the lecture's "ignores" is half of the truth: SFT never sees the mistake, and makes it rarer all the same, because what the
-# corrected step gains the mistake loses.
+# "The same mistake again" has two answers. The mistakes that the agent *used to* make become rarer by SFT at least as much as
+# by DPO, although SFT never sees them: what the corrected step gains, they lose. So the lecture's "ignores" is half of the
+# truth. But of the mistakes that are *left* after a pass of SFT, more are repetitions than before: it errs less often, and is
+# surer of it. There DPO's share is the smaller one; whether beyond chance, the caption says.
 
 # %%
 for name in METHODS:
@@ -396,8 +396,8 @@ table(["who", "says"], [(m["role"], m["content"]) for m in talk])
 def written_by_model(ids, begins, ends):
     """Which tokens the model wrote: those behind each `begins` up to the next `ends`, which counts as well.
 
-    ids: (T,) a conversation; begins: the token that opens the model's turns; ends: the one that closes every turn.
-    Returns (T,) bool.
+    ids: (T,) a conversation; begins: the token that opens the model's turns; ends: the one that closes every turn. A last turn
+    that was cut off has no `ends`: it counts to the end of ids. Returns (T,) bool.
     """
     ### BEGIN SOLUTION
     mask, mine = torch.zeros_like(ids, dtype=torch.bool), False
@@ -461,9 +461,9 @@ print({name: round(value, 2) for name, value in desk.summary(first).items()})
 # %% [markdown]
 # ## GRPO on the final answer
 #
-# Nothing new is needed: a group of 8 episodes per question, the answer's reward as the score of all that was done, the
-# group's mean as its baseline. **Predict**: the reward says nothing of calls and pages. Will the agent read more pages, or
-# guess more? Will its episodes become shorter?
+# Nothing new is needed: a group of 6 episodes per question (8 in the runs of the store), the answer's reward as the
+# score of all that was done, the group's mean as its baseline. **Predict**: the reward says nothing of calls and pages.
+# Will the agent read more pages, or guess more? Will its episodes become shorter?
 
 # %%
 import copy
@@ -582,8 +582,8 @@ print(f"right answers with honest pages: {sum(score for _, score in honest.value
 # found, so short habits are learnt first; the context of 256 tokens is another budget. *Credit*: one number for forty tokens
 # of action; with a hundred calls an episode, it takes value functions or rewards on the way (notebook 06).
 #
-# On a real model nothing changes but the template: `tools.ConversationAgent(*load_lm("Qwen/Qwen2.5-0.5B-Instruct"))` in the
-# same environment.
+# A real model, `tools.ConversationAgent(*load_lm("Qwen/Qwen2.5-0.5B-Instruct"))`, needs an environment that is made with *its*
+# tokenizer, `tools.ToolUse(rows, tools.TOOLS, its_tokenizer, context=1024)`, and a prompt that says which calls there are.
 
 # %% [markdown]
 # ## Where this breaks
@@ -616,7 +616,7 @@ table(["claim of the lecture", "measured on this page"], [
     ("C28: wrong steps are useful as negatives, and SFT on corrections ignores them",
      f"forms done, DPO minus SFT on the same corrections: {told(gain(0, 'success'))} for an agent that knows little, "
      f"{told(gain(1, 'success'))} for one that SFT has taught already; P(the same mistake) {told(gain(0, 'mistake'))} and "
-     f"{told(gain(1, 'mistake'))}"),
+     f"{told(gain(1, 'mistake'))}; share of repetitions {told(gain(0, 'repeated'))} and {told(gain(1, 'repeated'))}"),
     ("C29: tools and browsing as an environment of RL, with the right final answer as the reward",
      f"right answers on new combinations of facts {told(better)}, two pages read {told(pages)}; valid calls and greedy answers "
      f"as before; a tool's output has a gradient of exactly 0"),

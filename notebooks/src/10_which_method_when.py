@@ -263,11 +263,12 @@ Frontier(placed, start=mean(start_gold))
 # ## 4 · Your own point
 #
 # Choose a method and a $\beta$, **predict** where the point will land (more or less KL than the study's? more or less
-# gold?), and run. It takes the setting that the study chose, and the labels of the seed that did the choosing, on the
-# test questions. Then change the line and run the cells from there on again: the points stay.
+# gold?), and run. It takes the setting that the study chose, and the labels of the study's first seed. Compare with the
+# study's run *of that seed*, printed below yours: the points of the figure are means over seeds, and seeds differ by more than
+# many a $\beta$. Then change the line and run the cells from there on again: the points stay.
 
 # %%
-SEED = artifacts.size("methods_online")["validation"]
+SEED = artifacts.size("methods_online")["seeds"][0]
 
 policy, tokenizer = load_lm("policy_sft")
 start = lab.Start(policy, tokenizer, artifacts.result("answers"), rlhf.load_rewards(get("rlhf_rewards")),
@@ -285,6 +286,9 @@ mine[f"my {METHOD}, beta {BETA:g}"] = run
 for name, run in mine.items():
     print(f"{name}: gold {run['gold'][-1]:.2f} at {run['kl'][-1]:.2f} nats, learned reward {run['proxy'][-1]:.2f}, "
           f"{run['seconds'][-1]:.0f} seconds")
+same = results[METHOD]["runs"][0]
+print(f"the study's {METHOD} with these labels, beta {settings[METHOD]['beta']:g}: gold {same['gold'][-1]:.2f} at "
+      f"{same['kl'][-1]:.2f} nats")
 
 # %% [markdown]
 # Your win rate, with two answers of each policy to every question:
@@ -388,7 +392,7 @@ guide = [
      f"gold {told(gains['best of n'])} over the start with n = {n}, at no training, and {n} times the price of every answer",
      "measured here"),
     ("the same, but every answer must be cheap", "SFT on the best of n",
-     f"one supervised run keeps {mean(gains['SFT on the best']) / mean(gains['best of n']):.0%} of best of {n}'s gain",
+     f"one supervised run on the best of a few answers: {lead('SFT on the best', 'best of n')}",
      "measured here"),
     ("you have comparisons, and no reward model, or no way to sample in training", "DPO",
      f"gold {told(gains['DPO'])} with no sample drawn; {lead('DPO', 'best of n')}", "measured here"),

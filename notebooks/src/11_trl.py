@@ -233,7 +233,7 @@ axes[0].legend()
 gaps = [abs(a - b) for (_, ours), (_, theirs) in zip(dpo_runs["course"], dpo_runs.get("TRL", ()))
         for (a, _), (b, _) in zip(ours, theirs)]
 plots.finish(fig, f"The loss begins at ln 2 = 0.693 and the margin at 0, over {len(seeds)} sets of {pairs_count} pairs. "
-             + (f"At no step are the two losses of a set further apart than {max(gaps):.4f}." if gaps else ""))
+             + (f"At no step are the two losses of a set further apart than {max(gaps):.0e}." if gaps else ""))
 
 # %% [markdown]
 # ## 3 · Where is the reference?

@@ -144,7 +144,7 @@ def test_error_shows_its_line():
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (lambda x, mask: None, "it returned None: is a `return` missing?"),
+        (lambda x, mask: None, "it returned None, expected a float32 tensor of shape (2,) (is a `return` mis"),
         (lambda x, mask: masked_mean(x, mask).tolist(), "the result should be a tensor, not a list"),
         (lambda x, mask: masked_mean(x, mask)[0].item(), "not a float (float() and item() cut the gradient)"),
         (lambda x, mask: masked_mean(x, mask)[:, None], "the result has shape (2, 1), expected (2,)"),
