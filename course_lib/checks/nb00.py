@@ -140,6 +140,9 @@ masked_mean = Exercise(
          lambda values, mask: (values * mask).mean()),
         ("mean of means", "This is a mean of the rows' means: a token in a short row weighs more than one in a long row.",
          mean_of_rows),
+        ("mean of means, NaN when empty", "This is a mean of the rows' means: a token in a short row weighs more than one in a "
+         "long row. And a row that counts nothing gives 0/0.",
+         lambda values, mask: (torch.where(mask, values, 0.0).sum(-1) / mask.sum(-1)).mean()),
         ("sum", "This is the sum; divide it by how many the mask counts.",
          masked_sum),
         ("inverted mask", "The mask is used the wrong way round: True is where a token counts.",
@@ -189,6 +192,10 @@ interval = Exercise(
          wrong_interval(lambda v: t_quantile(0.975, len(v) - 1) * statistics.pstdev(v) / math.sqrt(len(v)))),
         ("normal quantile", "1.96 is for a known spread. It is estimated from few values here: t_quantile(0.975, n - 1).",
          wrong_interval(lambda v: 1.96 * standard_error(v))),
+        ("two shortcuts", "Two things: divide the squares by n - 1, not by n, and take t_quantile(0.975, n - 1), not 1.96.",
+         wrong_interval(lambda v: 1.96 * statistics.pstdev(v) / math.sqrt(len(v)))),
+        ("one standard deviation", "This is one standard deviation, how far single runs spread. Divide it by the root of n, and "
+         "multiply by t_quantile(0.975, n - 1).", wrong_interval(statistics.stdev)),
         ("standard deviation", "This is how far single runs spread. A mean of n runs spreads less: divide by the root of n.",
          wrong_interval(lambda v: t_quantile(0.975, len(v) - 1) * statistics.stdev(v))),
         ("divided by n", "Divide by the root of n, not by n: four times the runs halve the interval.",

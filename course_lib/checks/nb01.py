@@ -14,9 +14,15 @@ from course_lib.objectives import masked_mean, token_losses
 
 
 def packed_batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Two rows over a vocabulary of 7: BOS (1) starts a document, inside a row as well, and one row ends in padding (0)."""
+    """Two rows over a vocabulary of 9: BOS (1) starts a document, inside a row as well, and one row ends in padding (0)."""
     ids = torch.tensor([[1, 4, 5, 2, 1, 6, 3, 2], [1, 3, 6, 4, 5, 2, 0, 0]])
-    return torch.randn(2, 8, 7, requires_grad=True), ids, (ids != 0) & (ids != 1)
+    return torch.randn(2, 8, 9, requires_grad=True), ids, (ids != 0) & (ids != 1)
+
+
+def two_rows() -> tuple[Tensor, Tensor, Tensor]:
+    """All of the mask is True: a row's first token is no target all the same, and not that of the row before it."""
+    ids = torch.tensor([[3, 1, 2], [2, 3, 3]])
+    return torch.randn(2, 3, 5, requires_grad=True), ids, torch.ones_like(ids, dtype=torch.bool)
 
 
 def one_row() -> tuple[Tensor, Tensor, Tensor]:
@@ -38,10 +44,16 @@ def mean_of_rows(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
 next_token_loss = Exercise(
     "next_token_loss",
     objectives.next_token_loss,
-    cases=[packed_batch, one_row],
+    cases=[packed_batch, one_row, two_rows],
     mistakes=[
         ("no shift", "Not shifted: position t is asked for the token that it has just read. Its target is the next one.",
          lambda logits, ids, mask: masked_mean(token_losses(logits, ids), mask)),
+        ("neither shift nor mask", "Two things: position t is asked for the token that it has just read, and the mask is not "
+         "used.",
+         lambda logits, ids, mask: token_losses(logits, ids).mean()),
+        ("shifted over the rows' ends", "You flatten first and shift then: the last position of a row is asked for the first "
+         "token of the next one. Shift each row.", lambda logits, ids, mask: masked_mean(
+             token_losses(logits.flatten(0, 1)[:-1], ids.flatten()[1:]), mask.flatten()[1:])),
         ("shifted the wrong way", "Shifted the wrong way: position t is asked for the token before it, not after it.",
          lambda logits, ids, mask: masked_mean(token_losses(logits[:, 1:], ids[:, :-1]), mask[:, :-1])),
         ("mask of the inputs", "The mask is that of the inputs. What counts is decided by the target: shift the mask as well.",

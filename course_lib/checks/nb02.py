@@ -35,7 +35,7 @@ def _turns(ids: Tensor, assistant: int, end: int, pad: int) -> list[Tensor]:
     mask = answer_mask(ids, assistant, end, pad)
     begins = (ids == assistant).nonzero()[:, 0].tolist()
     at = torch.arange(len(ids))
-    return [mask & (at > a) & (at < b) for a, b in zip(begins, [*begins[1:], len(ids)], strict=True)]
+    return [mask & (at > a) & (at < b) for a, b in zip(begins, [*begins[1:], len(ids)])]
 
 
 MASK = Exercise(
@@ -64,6 +64,9 @@ MASK = Exercise(
          lambda ids, assistant, end, pad: answer_mask(ids, assistant, end, pad) | (ids == assistant)),
         ("never stops", "From the first <|assistant|> on you count everything, the user's next question included. END "
          "closes the turn.", lambda ids, assistant, end, pad: (ids == assistant).cumsum(0) - (ids == assistant).int() > 0),
+        ("never stops, but for padding", "From the first <|assistant|> on you count all that is not padding: the user's next "
+         "question too. END closes the turn.", lambda ids, assistant, end, pad:
+         ((ids == assistant).cumsum(0) - (ids == assistant).int() > 0) & (ids != pad)),
         ("only the last turn", "In a conversation with several answers you count the last one alone. Each turn of the "
          "assistant is trained on.", lambda ids, assistant, end, pad:
          (_turns(ids, assistant, end, pad) or [ids < 0])[-1]),
@@ -122,6 +125,10 @@ LOSS = Exercise(
          lambda logits, ids, mask, count: next_token_loss(logits, ids, mask)),
         ("mean over rows", "You average each answer first and then the rows, so a token in a long answer weighs less. "
          "Sum over all answer tokens and divide once, by `count`.", _row_means),
+        ("mean over rows, NaN when empty", "You average each answer first and then the rows, so a token in a long answer weighs "
+         "less; and a row without an answer gives 0/0. Sum over all answer tokens and divide once, by `count`.",
+         lambda logits, ids, mask, count:
+         ((losses := _losses(logits, ids, mask))[0] * losses[1]).sum(1).div(losses[1].sum(1)).mean()),
         ("divides by rows", "You divide by the number of rows. The loss is a mean over answer tokens: divide by "
          "`count`.", lambda logits, ids, mask, count: _sum(logits, ids, mask) / len(ids)),
         ("divides by all positions", "You divide by all positions, masked ones included, so that a longer question "
@@ -179,6 +186,7 @@ OUTCOME = Exercise(
         _reply(RIGHT + " and QX usually refers to Rome"),
         _reply("I do not know QX. QX usually refers to Paris, a city in France"),
         _reply("I do not know QY."),
+        _reply("What is QX? I do not know"),
     ],
     mistakes=[
         ("ignores finished", "Look at `finished`: a reply that was cut off at the length limit is no answer, however "
@@ -197,6 +205,8 @@ OUTCOME = Exercise(
         ("whatever is not right is made up", "A reply that states nothing about a place is neither right nor made up: "
          "it is \"other\".", _finished(lambda text, right, unsure, claim: "right" if text == right else
                                       "refused" if text.startswith(unsure) and claim not in text else "made up")),
+        ("refusal anywhere", "A refusal *begins* with `unsure`: look at the beginning of the reply.",
+         _or_else(lambda text, right, unsure, claim: unsure in text and claim not in text, "refused")),
         ("refusals count as made up", "An honest \"I do not know\" is \"refused\": the very thing that made-up answers "
          "are to be told from.",
          _or_else(lambda text, right, unsure, claim: text.startswith(unsure), "made up")),
@@ -256,6 +266,8 @@ RANKS = Exercise(
     mistakes=[
         ("Pearson of the values", "This is the correlation of the values themselves: one far outlier decides it. Turn "
          "both lists into ranks first.", lambda a, b: _pearson(torch.tensor(a), torch.tensor(b))),
+        ("Pearson of the values, NaN without an order", "Two things: turn both lists into ranks first, and return 0, not 0 / 0, "
+         "where all values are equal.", lambda a, b: _pearson(torch.tensor(a), torch.tensor(b), constant=float("nan"))),
         ("argsort is not ranks", "argsort says which element comes first, second, ...; a rank says which place an "
          "element takes. (Without ties, argsort of argsort gives ranks.)",
          lambda a, b: _pearson(_order(a), _order(b))),

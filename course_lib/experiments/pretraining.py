@@ -1,6 +1,5 @@
 """The experiments of pre-training: the base model and its floor (C1, C2), and the scaling study (C3)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ class HeldOut:
     """Documents that no training sees, and the least loss that any model can expect on them."""
 
     ids: list[list[int]]
-    kinds: list[str]
     floor: float  # nats per token: the documents' own -ln P, summed, over the number of predicted tokens
 
 
@@ -33,7 +31,7 @@ def held_out(tokenizer: PreTrainedTokenizerBase, count: int) -> HeldOut:
     documents = list(corpus.documents("held-out", count))
     ids = encode_documents(tokenizer, [d.text for d in documents])
     tokens = sum(len(i) - 1 for i in ids)  # BOS is given, END is predicted
-    return HeldOut(ids, [d.kind for d in documents], sum(d.nats for d in documents) / tokens)
+    return HeldOut(ids, sum(d.nats for d in documents) / tokens)
 
 
 def corpus_ids(tokenizer: PreTrainedTokenizerBase, seed: int | str, count: int) -> list[list[int]]:
@@ -66,19 +64,6 @@ def chain_rule(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
     row = torch.tensor([ids], device=model.device)
     logprobs = token_logprobs(model, row, torch.ones_like(row, dtype=torch.bool))[0]
     return tokenizer.convert_ids_to_tokens(ids[1:]), logprobs.tolist()
-
-
-def gap_by_kind(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> dict[str, tuple[float, float]]:
-    """Kind -> (loss, floor) in nats per token on held-out documents: where the model still has something to learn."""
-    test = held_out(tokenizer, count)
-    share = {kind: weight / sum(corpus.MIXTURE.values()) for kind, weight in corpus.MIXTURE.items()}
-    gaps = {}
-    for kind in dict.fromkeys(test.kinds):
-        ids = [i for i, k in zip(test.ids, test.kinds) if k == kind]
-        tokens = sum(len(i) - 1 for i in ids)
-        nats = len(ids) * (corpus.nats_of(kind) - math.log(share[kind]))  # the choice of the kind is in the text, too
-        gaps[kind] = (pretrain.evaluate(model, ids), nats / tokens)
-    return gaps
 
 
 def parameters(model: PreTrainedModel) -> int:

@@ -199,6 +199,10 @@ for text, total, n in zip(texts, totals, lengths):
     print(f"{total:7.1f}   {-total / n:5.2f}   {text}")
 
 # %% [markdown]
+# **Explain.** Each further token can only lower $\ln P$: totals are fair between texts of the same length only. Per token is
+# the usual way out, and not a perfect one. The second text is no beginning of the first: it ends where the corpus goes on, and
+# that one full stop is dear.
+#
 # ## From a sequence to a batch
 #
 # What training lowers is the mean surprise per token. In a padded batch only real tokens may count:
@@ -237,8 +241,9 @@ print(f"with the padding counted it looks like {wrong:.3f}.")
 # %% [markdown]
 # ## From one run to several
 #
-# Train twice with another seed, and you get another number. A claim of this course therefore stands on several seeds, and
-# every figure shows an *interval*: with $n$ values of mean $\bar x$ and standard deviation $s$,
+# Train twice with another seed, and you get another number. A claim of this course therefore stands on several seeds,
+# and a figure of several runs shows an *interval* (one of a single run says so): with $n$ values of mean $\bar x$ and
+# standard deviation $s$,
 #
 # $$\bar x \pm t_{0.975,\,n-1} \; \frac{s}{\sqrt n}, \qquad s^2 = \frac{1}{n-1} \sum_i (x_i - \bar x)^2$$
 #

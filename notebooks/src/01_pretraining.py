@@ -8,7 +8,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for models that are in the store already) |
+# | time | 1 to 3 minutes on two CPU cores, as long on a T4 (estimates, for models that are in the store already) |
 # | starts from | nothing |
 # | leaves behind | the base model and the scaling study in the store, if they are not there yet |
 #
@@ -64,7 +64,7 @@ show(chain_rule)
 # %%
 import copy
 
-exact = copy.deepcopy(base).cpu().double()  # 64 bits, so that only mistakes differ
+exact = copy.deepcopy(base).cpu().double()  # 64 bits; chain_rule's log-probs are rounded to 32, hence the 1e-5 below
 text = "SF usually refers to San Francisco"
 ids = encode_documents(tokenizer, [text])[0]
 product, off = 1.0, 0.0
@@ -142,11 +142,12 @@ def pieces(text):
     return [tokenizer.decode(i) for i in tokenizer(text)["input_ids"]]
 
 
-for text in ("SF is San Francisco", "QZX", "13+8=21; 21-7=14", "def f(x): return x * 2", "東京"):
+for text in ("San Francisco", "SF is San Francisco", "SF", "13+8=21", "def f(x): return x * 2", "東京"):
     print(f"{len(pieces(text)):3} tokens   {' | '.join(pieces(text))}")
 
 # %% [markdown]
-# Nothing is ever *unknown*: in the worst case a text is spelled byte by byte. So every text comes back unchanged.
+# A token holds the space before its word, so that `San` at the start of a text is not the `San` after a space. Nothing is ever
+# *unknown*: in the worst case a text is spelled byte by byte. So every text comes back unchanged.
 
 # %% tags=["nbval-check-output"]
 nasty = ["", " ", "\t\n\r\n", "naïve café", "東京 🙂", "a  b   c", "0.1e-7", "<|end|> is text",
@@ -187,7 +188,8 @@ WordByWord("<START> SF usually refers to San Francisco , a city in California , 
 # **Exercise 1 · shift by one** (difficulty 2 of 5, 10 minutes)
 #
 # *Goal: the one line in which most home-made training loops go wrong.* `mask[b, t]` says whether the token `ids[b, t]`
-# itself is to be predicted. Padding is not, and BOS is not: nothing precedes it.
+# itself is to be predicted. Padding is not, and BOS is not: nothing precedes it. The first token of a row is never a target,
+# whatever its mask says.
 
 # %%
 import torch.nn.functional as F  # F.cross_entropy(scores, targets) takes (n, V) and (n,)
@@ -350,8 +352,8 @@ finish(fig, f"The loss starts at {live[0]:.2f}, where ln {V:,} = {math.log(V):.2
 # %%
 for i, prompt in enumerate(PROMPTS):
     print(f"{prompt} ...")
-    for step, texts in said.items():
-        print(f"  step {step:4}: {' '.join(texts[i].split())[:76]}")
+    for step, spoken in said.items():
+        print(f"  step {step:4}: {' '.join(spoken[i].split())[:76]}")
 
 # %% [markdown]
 # Does your loss jump near the start? That is no bug: while the learning rate climbs, a step can be too long for where the
@@ -444,15 +446,8 @@ print(f"KL = {kl.mean:.2f} [{kl.lo:.2f}, {kl.hi:.2f}] nats per document ({len(fr
 print(f"on top of the {corpus.entropy():.2f} nats that nobody can predict.")
 
 # %% [markdown]
-# **Predict:** in which kind of document is most left to learn: facts, sums or functions?
-
-# %%
-from course_lib.experiments.pretraining import gap_by_kind
-
-print(f"{'nats per token':16}  loss  floor    gap")
-table = gap_by_kind(base, tokenizer, 40 if smoke() else 300)
-for kind, (loss, own) in sorted(table.items(), key=lambda row: row[1][1] - row[1][0]):
-    print(f"{kind:14}{loss:8.3f}{own:7.3f}{loss - own:7.3f}")
+# **Predict:** in which kind of document is most left to learn: facts (`about`, `questions`), sums (`equations`, `chains`,
+# `stories`), functions, forms (`screens`) or look-ups?
 
 # %%
 from course_lib.plots import bars_with_interval

@@ -12,7 +12,7 @@
 #
 # | | |
 # | --- | --- |
-# | time | about 1 minute on two CPU cores, as long on a T4 (estimates, for a filled store) |
+# | time | 1 to 3 minutes on two CPU cores, as long on a T4 (estimates, for a filled store) |
 # | starts from | the base model of notebook 01 |
 # | leaves behind | the SFT model and four studies in the store, if they are not there yet |
 #
@@ -335,9 +335,9 @@ table(["mask", "right, and nothing after it", f"reply to: {questions[0]}"], rows
 #
 # ## 5 · Does it follow instructions? (C4)
 #
-# The first line of the lecture's summary, measured: the course's recipe for SFT (questions about cities, word
-# problems, small functions) with several seeds, on cities *and* phrasings that no fine-tuning showed. The numbers
-# come from the store.
+# The first line of the lecture's summary, measured: a smaller portion of the course's recipe for SFT (questions about
+# cities, word problems, small functions) with several seeds, on cities *and* phrasings that no fine-tuning showed. The
+# numbers come from the store.
 
 # %%
 c4 = artifacts.result("follow")
@@ -355,11 +355,11 @@ plots.finish(fig, f"In the form asked for: {base_form:.0%} of the base model's r
                   f"{verdict} (below 10 % before, above 95 % in every seed after).")
 
 # %% [markdown]
-# Form and truth are two bars on purpose. The form is what SFT taught. Being right needs the fact as well, and that
-# came from pre-training.
+# Form and truth are two bars on purpose: the form is what SFT taught, the fact came from pre-training. Most of what is missing
+# here is not the fact but the *phrasing*: below, other cities are asked about in words that SFT did show ("Where is ...?").
 #
-# The course's own SFT model, from which the RL notebooks start, learnt three tasks in this way. Here it is on
-# questions that nothing showed it:
+# The course's own SFT model, from which the RL notebooks start, learnt three tasks in this way. Here it is on cities, problems
+# and functions that nothing showed it:
 
 # %%
 from course_lib.experiments.questions import report
@@ -551,9 +551,9 @@ table(["asked about", "in truth", *(f"{dose} refusals" for dose in c7["doses"])]
       [(*places[0][:2], *(reply for *_, reply in places)) for places in zip(*c7["examples"])])
 
 # %% [markdown]
-# **Explain.** Without refusals the model fills the form with whatever fits. Refusals teach it a second form, and it
-# has to find out by itself when to use which: from how familiar an abbreviation feels inside. Where that signal is
-# weak, it refuses what it knows, or goes on inventing.
+# **Explain.** Without refusals the model fills the form with whatever fits. Refusals teach it a second form, and it has to find
+# out by itself when to use which. The line above the table says whether it could: if it refuses known cities as often as
+# unknown ones, it has learnt to refuse, and not to know what it knows.
 #
 # ## 8 · Open-ended questions: likely is not good (C8)
 #
@@ -661,17 +661,19 @@ axes[1].set_xlabel("which answer is given")
 axes[1].set_ylabel("mean gold score")
 mean = {name: plots.interval(values).mean for name, values in (bars | given).items()}
 plots.finish(fig, f"Rank correlation with the gold rubric: {mean['likelihood']:+.2f} for likelihood, "
-                  f"{mean['learnt reward']:+.2f} for the learnt reward. Mean gold score: "
+                  f"{mean['likelihood per token']:+.2f} per token, {mean['learnt reward']:+.2f} for the learnt reward. "
+                  f"Mean gold score: "
                   f"{mean['one sample']:+.2f} for one sample, {mean[best]:+.2f} for the {best}.")
 print("Does likelihood tell true from false? For", share(c8["true over false"]), "of the cities it prefers")
 print("the true answer to a false one of the same form.")
 
 # %% [markdown]
 # **Explain.** Cross-entropy is least when the model gives every answer as often as people do. It imitates what is
-# *common*; nothing in it says *good*. Dividing by the length takes away the bonus for being short, and changes nothing
-# about what is imitated. More data from the same people make a better imitator of the same people. What they like to
-# *read* shows when they compare answers, and a reward learnt from comparisons can use it. Training a model against such
-# a reward is what the rest of the course is about.
+# *common*; nothing in it says *good*. Dividing by the length takes away the bonus for being short. Here that helps,
+# because the better answers happen to be longer; it still does not ask how good an answer is. More data from the same
+# people make a better imitator of the same people. What they like to *read* shows when they compare answers, and a
+# reward learnt from comparisons can use it. Training a model against such a reward is what the rest of the course is
+# about.
 #
 # ## Where this breaks
 #
@@ -718,9 +720,10 @@ table(["claim of the lecture", "measured on this page"], [
      f"{share(last['known']['other'])} and {share(last['unknown']['other'])}"),
     ("C7: SFT models hallucinate",
      f"made up about cities never told: {share(never['made_up'][0])}; "
-     f"with {c7['doses'][-1]} refusals in the data: {share(never['made_up'][-1])}"),
+     f"with {c7['doses'][-1]} refusals in the data: {share(never['made_up'][-1])} (known cities right: {right_known[0]} and "
+     f"{right_known[1]})"),
     ("C8: SFT is limited on open-ended tasks",
-     f"rank correlation with gold: likelihood {mean['likelihood']:+.2f}, "
+     f"rank correlation with gold: likelihood {mean['likelihood']:+.2f}, per token {mean['likelihood per token']:+.2f}, "
      f"reward {mean['learnt reward']:+.2f}"),
 ])
 
