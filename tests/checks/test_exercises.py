@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from course_lib import checks
-from course_lib.checks import CheckFailed, Exercise, check, grade
+from course_lib.checks import CheckFailed, Exercise, _call, check, grade
 
 SOURCES = sorted((Path(__file__).parents[2] / "notebooks" / "src").glob("[0-9][0-9]_*.py"))
 EXERCISES = checks.exercises()
@@ -69,6 +69,13 @@ def test_mistake_fails_with_its_own_hint(exercise, mistake):
     assert not report.passed, f"{mistake.name} passes: add a case on which it differs"
     assert report.mistake == mistake.name
     assert mistake.hint in report.message
+
+
+@pytest.mark.parametrize(("exercise", "mistake"), MISTAKES, ids=name)
+def test_no_mistake_breaks_down_where_its_author_s_code_would_not(exercise, mistake):
+    """A declared mistake that raises an error by itself, and not as a student's would, is never recognised."""
+    errors = [outcome.error for case in exercise.cases for outcome in [_call(mistake.wrong, case, exercise)]]
+    assert mistake.name.startswith(("crashes", "nothing to divide by")) or not any(errors), errors
 
 
 @pytest.mark.parametrize("exercise", EXERCISES.values(), ids=name)
