@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,6 +23,7 @@ from course_lib.algorithms.processes import (backward, begin, largest, parameter
                                              scale_state, share, sum_gradients, total, unscale, wait, within_memory)
 from course_lib.files import load_json, save_json
 from course_lib.lm.device import autocast
+from course_lib.lm.logprobs import head_sees
 from course_lib.objectives import shift, token_losses
 from course_lib.progress import Progress, say
 
@@ -243,10 +245,10 @@ def loss_sum(model: PreTrainedModel, ids: Tensor, mask: Tensor, precision: str =
     ids, mask: (B, T), padded on the right (causal attention never looks there, so no attention mask is needed). The LM
     head runs only where its output is used.
     """
+    targets, counted = shift(ids, mask)                                       # (B, T-1) each
     with autocast(ids.device, precision):
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, width)
-        targets, counted = shift(ids, mask)                                             # (B, T-1) each
-        logits = model.get_output_embeddings()(hidden[:, :-1][counted])                 # (counted, V)
+        with head_sees(model, F.pad(counted, (0, 1))):                        # the last position predicts nothing
+            logits = model(input_ids=ids, use_cache=False).logits             # (counted, V)
     return token_losses(logits, targets[counted]).sum()
 
 

@@ -10,7 +10,9 @@ import signal
 import pytest
 import torch
 
+from course_lib import objectives
 from course_lib.algorithms import pretrain, training
+from course_lib.lm.heads import SharedCritic
 from course_lib.lm.model import build_lm
 
 DOCUMENTS = [[1, *range(10, 10 + n), 2] for n in (3, 7, 5, 9, 4, 6, 8, 3, 5, 7, 6, 4)] * 3
@@ -74,6 +76,42 @@ def test_pitfall_accumulated_micro_batches_equal_the_full_batch(model, micro):
         (training.loss_sum(split, i, m, "fp32") / mask[:, 1:].sum()).backward()
     for a, b in zip(whole.parameters(), split.parameters()):
         assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def scaled(kind, **more):
+    """A tiny model of another family, with the size of embeddings that makes a wrong scale tell."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=263, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, **more)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(30)
+    return model
+
+
+SCALED = [("Granite", {"logits_scaling": 8.0}), ("Gemma2", {"final_logit_softcapping": 3.0, "head_dim": 8}),
+          ("Cohere", {"logit_scale": 0.0625})]
+
+
+@pytest.mark.parametrize(("kind", "more"), [("Llama", {}), *SCALED])
+def test_the_loss_is_that_of_the_models_own_logits(kind, more):
+    """Some families scale or cap their logits behind the LM head."""
+    model = scaled(kind, **more)
+    ids = pretrain.pack(DOCUMENTS, 16, 0)[:4]
+    mask = pretrain.predicted(ids, 0, 1)
+    expected = objectives.next_token_loss(model(ids).logits, ids, mask)
+    assert torch.allclose(training.loss_sum(model, ids, mask, "fp32") / mask[:, 1:].sum(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "more"), SCALED)
+def test_a_critic_on_the_trunk_refuses_logits_that_are_more_than_the_heads(kind, more):
+    with pytest.raises(ValueError, match=f"logits have a {[*more][0]}"):
+        SharedCritic(scaled(kind, **more))
+    SharedCritic(scaled("Granite"))  # its scale is 1
 
 
 def test_micro_batch_size_changes_nothing(model):
