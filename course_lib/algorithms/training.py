@@ -7,6 +7,7 @@ which tokens count.
 import math
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -253,16 +254,22 @@ def loss_sum(model: PreTrainedModel, ids: Tensor, mask: Tensor, precision: str =
 
 
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], precision: str = "auto") -> float:
-    """Loss in nats per counted token over all batches, which are dealt out to the processes."""
-    loss, count = 0.0, 0
-    for ids, mask in share(batches):
-        loss += float(loss_sum(model, ids.to(model.device), mask.to(model.device), precision))
-        count += int(mask[:, 1:].sum())
-    loss, count = total(loss), total(count)
+def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], precision: str = "auto", rows: int = sys.maxsize) -> float:
+    """Loss in nats per counted token over all batches, which are dealt out to the processes, at most `rows` rows in a forward
+    pass."""
+    own = share(batches)
+
+    def whole(rows: int) -> float:
+        loss = 0.0
+        for ids, mask in own:
+            for i, m in zip(ids.to(model.device).split(rows), mask.to(model.device).split(rows)):
+                loss += float(loss_sum(model, i, m, precision))
+        return loss
+
+    count = total(sum(int(mask[:, 1:].sum()) for _, mask in own))
     if not count:
         raise ValueError("no token counts in these batches: nothing to evaluate")
-    return loss / count
+    return total(within_memory(whole, min(rows, max(len(ids) for ids, _ in batches)))) / count
 
 
 def accumulate(model: PreTrainedModel, ids: Tensor, mask: Tensor, rows: int, precision: str) -> float:
@@ -306,7 +313,7 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
             model.eval()
             entry = {"step": step, "tokens": tokens}
             if held_out:
-                entry["held_out"] = mean_loss(model, held_out, config.precision)
+                entry["held_out"] = mean_loss(model, held_out, config.precision, config.micro_batch_size)
             record(history, entry | (watch(step) if watch else {}))
             model.train()
 
