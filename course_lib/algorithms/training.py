@@ -42,6 +42,12 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.0) -> flo
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def looks(steps: int, evaluations: int) -> set[int]:
+    """The steps after which a run is looked at: 0, and `evaluations` more, equally far apart, to the end; that one in any
+    case."""
+    return {0, steps, *(round(i * steps / evaluations) for i in range(1, evaluations))}
+
+
 def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_decay: float = 0.0,
                     betas: tuple[float, float] = (0.9, 0.95)) -> list[torch.optim.Optimizer]:
     """"adamw": AdamW (Loshchilov & Hutter 2019) on everything. "muon": Muon (Jordan et al. 2024) on the matrices inside the
@@ -227,7 +233,7 @@ class TrainConfig:
     clip: float = 1.0              # largest gradient norm
     precision: str = "auto"        # see `autocast`
     seed: int = 0                  # of the order of the data
-    evaluations: int = 10          # how often the held-out data are looked at, besides the start
+    evaluations: int = 10          # how often the held-out data are looked at, besides the start; at the end in any case
     log_every: int = 10            # steps between two entries of the history
     checkpoint_every: int = 200    # steps
 
@@ -302,7 +308,7 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
     if not steps or not all(mask[:, 1:].any() for _, mask in first_epoch):
         raise ValueError(f"{label}: there is a batch without a single token to learn from" if steps else
                          f"{label}: no data")
-    look = {round(i * steps / config.evaluations) for i in range(config.evaluations + 1)}
+    look = looks(steps, config.evaluations)
     optimizers = make_optimizers(model, config.lr, kind=config.optimizer, weight_decay=config.weight_decay)
     begin(optimizers, config.precision)
     state = resume(checkpoint, model, optimizers, config)

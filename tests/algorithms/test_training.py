@@ -232,6 +232,26 @@ def test_training_lowers_the_loss(model):
     assert looks[-1] < looks[0] - 1
 
 
+@pytest.mark.parametrize(("evaluations", "expected"), [(0, {0, 7}), (1, {0, 7}), (2, {0, 4, 7}), (3, {0, 2, 5, 7}),
+                                                       (7, set(range(8))), (20, set(range(8)))])
+def test_the_steps_at_which_a_run_is_looked_at(evaluations, expected):
+    assert training.looks(7, evaluations) == expected
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30, 61, 1003])
+def test_looks_are_evenly_spread(steps):
+    """The steps at which studies look, whose results are kept: they must not move."""
+    for evaluations in range(1, 64):
+        assert training.looks(steps, evaluations) == {round(i * steps / evaluations) for i in range(evaluations + 1)}
+
+
+def test_without_evaluations_start_and_end_are_looked_at(model):
+    seen = []
+    history = pretrain.train(model, DOCUMENTS, config(evaluations=0), held_out=DOCUMENTS[:4],
+                             watch=lambda step: seen.append(step) or {})
+    assert seen == [0, history[-1]["step"]] == [e["step"] for e in history if "held_out" in e]
+
+
 def test_schedule_by_hand():
     factors = [training.warmup_cosine(s, 10, 2, floor=0.0) for s in range(10)]
     assert factors[:3] == [0.5, 1.0, 1.0]
