@@ -49,14 +49,14 @@ def _hidden(trunk: nn.Module, ids: Tensor, mask: Tensor, use_cache: bool = False
 
 
 class ValueModel(nn.Module):
-    """A copy of a language model's trunk with a value head.
+    """A copy of a language model's trunk with a value head, in float32, for it is trained.
 
     lm: where the trunk's weights come from, the policy's start or a reward model; it stays as it is.
     """
 
     def __init__(self, lm: PreTrainedModel):
         super().__init__()
-        self.trunk = copy.deepcopy(lm.get_decoder()).requires_grad_(True)
+        self.trunk = copy.deepcopy(lm.get_decoder()).float().requires_grad_(True)
         self.head = value_head(lm.config.get_text_config().hidden_size).to(lm.device)
 
 

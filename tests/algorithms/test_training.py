@@ -205,6 +205,13 @@ def test_pitfall_19_bf16_products_leave_the_weights_in_float32(model):
     assert 0 < moved.max() < 1e-3 and torch.equal(model.model.norm.weight.bfloat16(), before.bfloat16())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_pitfall_19_half_precision_weights_are_refused(model, dtype, precision):
+    with pytest.raises(ValueError, match=r"trained are in (bfloat16|float16), .*dtype=torch\.float32.*add_lora"):
+        pretrain.train(model.to(dtype), DOCUMENTS, config(precision=precision))
+
+
 SETTINGS = dict(context=24, batch_size=2, micro_batch_size=1, epochs=2, lr=1e-2, warmup=0.5, optimizer="adamw",
                 weight_decay=0.5, clip=1e-2, precision="bf16", seed=1, evaluations=3, log_every=1, checkpoint_every=3)
 

@@ -181,6 +181,18 @@ def test_every_algorithm_trains_the_adapter_and_leaves_the_base(lora, algorithm)
         assert abs(history[0]["kl"]) < 1e-4 < abs(history[-1]["kl"])  # the first batch is from the start itself
 
 
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "grpo"])
+def test_an_adapter_on_half_precision_weights_is_trained_in_float32(tiny_lm, algorithm):
+    model, tokenizer = tiny_lm
+    model = add_lora(model.bfloat16(), rank=4)
+    before = copy.deepcopy(model)
+    run(algorithm, model, tokenizer, adapter_off(model))
+    for (name, p), q in zip(model.named_parameters(), before.parameters()):
+        assert p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16)
+        assert p.requires_grad or torch.equal(p, q)
+    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters()))
+
+
 def test_a_checkpoint_holds_the_adapter_alone_and_a_run_goes_on_from_it(lora, tmp_path):
     from course_lib.algorithms.training import load_checkpoint, make_optimizers, save_checkpoint
 
