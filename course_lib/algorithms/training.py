@@ -131,7 +131,8 @@ def _write_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict | None:
     """Put a checkpoint's weights and optimizer states in place and return its `state`; None when there is none.
 
-    A crash between the two renames of `save_checkpoint` leaves the previous one as `<folder>.old`: it is used then.
+    A crash between the two renames of `save_checkpoint` leaves the previous one as `<folder>.old`: it is used then. Raises
+    ValueError, with the model untouched, for the checkpoint of a model with other trained weights.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -139,10 +140,13 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.o
     if not (folder / "state.json").exists():
         return None
     weights = load_file(folder / "weights.safetensors")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if {name: p.shape for name, p in trained.items()} != {name: saved.shape for name, saved in weights.items()}:
+        raise ValueError(f"the checkpoint in {folder} is of another model, or of one with (or without) an adapter: delete it, or "
+                         "go on with the model it was made with")
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                p.copy_(weights[name])
+        for name, p in trained.items():
+            p.copy_(weights[name])
     moments: list[dict[int, dict]] = [{} for _ in optimizers]
     for key, value in load_file(folder / "optimizers.safetensors").items():
         n, i, name = key.split(".", 2)

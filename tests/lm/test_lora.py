@@ -206,6 +206,23 @@ def test_a_checkpoint_holds_the_adapter_alone_and_a_run_goes_on_from_it(lora, tm
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
+@pytest.mark.parametrize("saved", ["adapter", "larger adapter", "whole"])
+def test_a_checkpoint_of_other_weights_is_refused_and_the_model_untouched(tiny_lm, tmp_path, saved):
+    from course_lib.algorithms.training import load_checkpoint, make_optimizers, save_checkpoint
+
+    model, _ = tiny_lm
+    kinds = {"adapter": lambda: add_lora(copy.deepcopy(model), rank=4), "whole": lambda: copy.deepcopy(model),
+             "larger adapter": lambda: add_lora(copy.deepcopy(model), rank=8)}
+    first = kinds[saved]()
+    save_checkpoint(tmp_path / "run", first, make_optimizers(first, 1e-3), {"step": 1})
+    for other in kinds.keys() - {saved}:
+        second = kinds[other]()
+        before = copy.deepcopy(second)
+        with pytest.raises(ValueError, match="of another model, or of one with .or without. an adapter"):
+            load_checkpoint(tmp_path / "run", second, make_optimizers(second, 1e-3))
+        assert all(torch.equal(p, q) for p, q in zip(second.parameters(), before.parameters()))
+
+
 def test_the_reference_is_the_same_as_a_frozen_copy(tiny_lm):
     """GRPO with the adapter off as reference: the history of a run whose reference is a second copy of the start."""
     model, tokenizer = tiny_lm
