@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.algorithms.processes import backward, begin, gathered, own_seed, share, total, track, within_memory
-from course_lib.algorithms.training import Checkpoints, looks, resume, take_step
+from course_lib.algorithms.training import Checkpoints, looks, resume, take_step, trainable
 from course_lib.environments import Agent, Environment, Episodes, play
 from course_lib.objectives import leave_one_out, policy_gradient_loss, sequence_logprob
 from course_lib.progress import Progress
@@ -94,9 +94,11 @@ def precision_of(agent: Agent) -> str:
 
 
 def adam(*models: nn.Module) -> list[torch.optim.Optimizer]:
-    """One Adam (Kingma & Ba 2015) a model. beta_2 = 0.99 forgets early gradients within the few hundred steps of a run."""
-    return [torch.optim.Adam([p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.99), fused=True)
-            for model in models]
+    """One Adam (Kingma & Ba 2015) a model. beta_2 = 0.99 forgets early gradients within the few hundred steps of a run.
+
+    Raises ValueError for a model with nothing to train.
+    """
+    return [torch.optim.Adam(trainable(model), betas=(0.9, 0.99), fused=True) for model in models]
 
 
 def learning_rate(step: int, config: PolicyConfig) -> float:

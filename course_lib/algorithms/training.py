@@ -48,6 +48,14 @@ def looks(steps: int, evaluations: int) -> set[int]:
     return {0, steps, *(round(i * steps / evaluations) for i in range(1, evaluations))}
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters to be trained. Raises ValueError when there are none."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("no parameter of the model requires a gradient: nothing to train")
+    return parameters
+
+
 def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_decay: float = 0.0,
                     betas: tuple[float, float] = (0.9, 0.95)) -> list[torch.optim.Optimizer]:
     """"adamw": AdamW (Loshchilov & Hutter 2019) on everything. "muon": Muon (Jordan et al. 2024) on the matrices inside the
@@ -57,9 +65,7 @@ def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_
     """
     if kind not in ("adamw", "muon"):
         raise ValueError(f"optimizer is 'adamw' or 'muon', not {kind!r}")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("no parameter of the model requires a gradient: nothing to train")
+    parameters = trainable(model)
     ends = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
     inner = [p for p in parameters if kind == "muon" and p.ndim == 2 and id(p) not in ends]
     taken = {id(p) for p in inner}
@@ -68,8 +74,9 @@ def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:  # an adapter has matrices alone
+        optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True))
     if inner:
         optimizers.append(Muon(inner, lr=lr, weight_decay=weight_decay, ns_steps=3))
     return optimizers

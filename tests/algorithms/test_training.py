@@ -12,6 +12,7 @@ import torch
 
 from course_lib import objectives
 from course_lib.algorithms import pretrain, training
+from course_lib.algorithms.reinforce import adam
 from course_lib.lm.heads import SharedCritic
 from course_lib.lm.model import build_lm
 
@@ -275,11 +276,22 @@ def test_muon_takes_the_inner_matrices_and_adamw_the_rest(model):
     assert all(p.ndim == 2 or g["weight_decay"] == 0 for g in adamw.param_groups for p in g["params"])
 
 
+def test_muon_needs_no_adamw_where_all_are_inner_matrices(model):
+    """As in an adapter."""
+    for name, p in model.named_parameters():
+        p.requires_grad_("q_proj" in name)
+    (muon,) = training.make_optimizers(model, 1e-3, kind="muon")
+    assert isinstance(muon, training.Muon) and len(muon.param_groups[0]["params"]) == 2
+    pretrain.train(model, DOCUMENTS, config())
+
+
 def test_bad_settings_are_refused(model):
     with pytest.raises(ValueError, match="adamw"):
         training.make_optimizers(model, 1e-3, kind="sgd")
     with pytest.raises(ValueError, match="nothing to train"):
         training.make_optimizers(copy.deepcopy(model).requires_grad_(False), 1e-3)
+    with pytest.raises(ValueError, match="nothing to train"):
+        adam(model, copy.deepcopy(model).requires_grad_(False))
     with pytest.raises(ValueError, match="nothing to evaluate"):
         training.mean_loss(model, [])
     nothing = (torch.ones(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.bool))
