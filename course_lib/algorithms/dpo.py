@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.algorithms.processes import backward, begin, gathered, record, share, total, within_memory
-from course_lib.algorithms.training import Checkpoints, make_optimizers, pad_right, resume, take_step, warmup_cosine
+from course_lib.algorithms.training import Checkpoints, looks, make_optimizers, pad_right, resume, take_step, warmup_cosine
 from course_lib.lm import shared
 from course_lib.lm.device import autocast
 from course_lib.lm.logprobs import completion_logprobs
@@ -42,7 +42,7 @@ class DPOConfig:
     max_length: int = 256          # tokens of a prompt with its answer
     truncate: bool = False         # cut longer answers instead of refusing them
     seed: int = 0                  # of the order of the pairs
-    evaluations: int = 0           # how often the held-out pairs are looked at, besides the start
+    evaluations: int = 0           # how often the held-out pairs are looked at, besides the start; at the end in any case
     checkpoint_every: int = 100    # steps, where the run saves itself
 
 
@@ -178,7 +178,7 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
     ref, ref_test, ref_strangers = logps(frozen, pairs), logps(frozen, test), logps(frozen, strangers if kto else [])
     lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs], device=ref.device)
     plan = [b for e in range(config.epochs) for b in batches(pairs, config.batch_size, config.seed * 1000 + e)]
-    look = {round(i * len(plan) / config.evaluations) for i in range(config.evaluations + 1)} if config.evaluations else set()
+    look = looks(len(plan), config.evaluations)
 
     def losses(logp: Tensor, ref: Tensor, lengths: Tensor, drift: Tensor | float = 0.0) -> Tensor:
         p = PairLogprobs(*logp.unbind(1), *ref.unbind(1), *lengths.unbind(1), drift)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.algorithms.processes import gathered, largest, mine, own_seed, share, total, within_memory
-from course_lib.algorithms.reinforce import PolicyConfig, Run, accumulate, adam, measures, precision_of
+from course_lib.algorithms.reinforce import PolicyConfig, Run, accumulate, adam, learning_rate, measures, precision_of
 from course_lib.algorithms.rlhf import next_beta, reference_agent, reference_logprobs
 from course_lib.algorithms.training import take_step
 from course_lib.environments import Action, Agent, Environment, Episodes, play
@@ -168,7 +168,8 @@ def train(agent: Agent, environment: Environment, config: PPOConfig = PPOConfig(
             update = total(update) | {"ratio_error": largest(update["ratio_error"])}
             update["grad_norm"] = take_step(actor, lr, config.clip, update["loss"], f"step {step}")
             if own:
-                critic_lr = lr * config.critic_lr / config.lr
+                critic_lr = (lr * config.critic_lr / config.lr if config.lr else  # with lr=0 the critic warms up alone
+                             learning_rate(step, replace(config, lr=config.critic_lr)))
                 update["critic_grad_norm"] = take_step(own, critic_lr, config.clip, update["loss"], f"step {step}, critic")
             updates.append(update)
             if update["approx_kl"] > config.max_kl:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -47,17 +48,24 @@ def pack(documents: Sequence[Sequence[int]], context: int, pad: int) -> Tensor:
     return torch.tensor(packed)
 
 
-def predicted(ids: Tensor, pad: int, bos: int) -> Tensor:
-    """Which tokens count: all but padding and BOS, which is no part of a document's probability. Like `ids`, bool."""
-    return (ids != pad) & (ids != bos)
+def predicted(ids: Tensor, pad: int, bos: int, end: int | list[int] | None = None) -> Tensor:
+    """Which tokens count: all but padding and BOS, which is no part of a document's probability. Like `ids`, bool.
+
+    end: what documents end with. Where that is BOS too, as in many base models, one that follows a text counts.
+    """
+    counted, ends = (ids != pad) & (ids != bos), end if isinstance(end, list) else [end]
+    if bos is not None and bos in ends:
+        before = F.pad(ids, (1, 0), value=bos)[:, :-1]
+        counted |= (ids == bos) & ~torch.isin(before, torch.tensor(ends, device=ids.device))
+    return counted
 
 
 def evaluation_batches(model: PreTrainedModel, documents: Sequence[Sequence[int]], batch_size: int = 64) -> list[Batch]:
     """Documents one a row, each read from its own BOS, sorted by length: what the exact floor is compared with."""
-    pad, bos = model.config.pad_token_id, model.config.bos_token_id
+    pad, bos, end = model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id
     documents = sorted(documents, key=len)
     padded = [pad_right(documents[i : i + batch_size], pad) for i in range(0, len(documents), batch_size)]
-    return [(ids, predicted(ids, pad, bos)) for ids in padded]
+    return [(ids, predicted(ids, pad, bos, end)) for ids in padded]
 
 
 def evaluate(model: PreTrainedModel, documents: Sequence[Sequence[int]], precision: str = "auto") -> float:
@@ -70,12 +78,12 @@ def train(model: PreTrainedModel, documents: Sequence[Sequence[int]], config: Pr
           watch: Callable[[int], dict] | None = None, label: str = "pre-training", seconds: float | None = None
           ) -> list[dict]:
     """Train `model` in place on documents (lists of token ids from BOS to END); arguments and history as in `fit`."""
-    pad, bos = model.config.pad_token_id, model.config.bos_token_id
+    pad, bos, end = model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id
     rows = pack(documents, config.context, pad)
 
     def epoch(e: int) -> list[Batch]:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed * 1000 + e))
-        return [(ids, predicted(ids, pad, bos)) for ids in rows[order].split(config.batch_size)]
+        return [(ids, predicted(ids, pad, bos, end)) for ids in rows[order].split(config.batch_size)]
 
     return fit(model, epoch, config, label=label, held_out=evaluation_batches(model, held_out), checkpoint=checkpoint,
                watch=watch, seconds=seconds)

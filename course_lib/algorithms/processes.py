@@ -171,13 +171,17 @@ def begin(optimizers: Sequence[torch.optim.Optimizer], precision: str = "auto") 
     """A training run begins: from here on all processes have the first one's weights.
 
     precision "fp16": the losses are scaled, so that small gradients do not vanish in half precision (Micikevicius et al.
-    2018, section 3.2). Raises ValueError for what sharding cannot do.
+    2018, section 3.2). Raises ValueError for what sharding cannot do, and for half-precision weights.
     """
     global _training
     if sharded() and precision == "fp16":
         raise ValueError("losses are not scaled where weights are sharded: choose precision 'bf16' or 'fp32', or launch with "
                          "--multi_gpu")
     parameters = parameters_of(optimizers)
+    if half := next((p.dtype for p in parameters if p.dtype in (torch.bfloat16, torch.float16)), None):
+        raise ValueError(f"the weights to be trained are in {str(half).removeprefix('torch.')}, which rounds small steps away: "
+                         "load them with load_lm(..., dtype=torch.float32) and choose precision 'bf16' or 'fp16', or train an "
+                         "adapter on them (lm.lora.add_lora)")
     _training = _Training(optimizers)
     if precision == "fp16":
         device = parameters[0].device

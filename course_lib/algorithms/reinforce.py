@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.algorithms.processes import backward, begin, gathered, own_seed, share, total, track, within_memory
-from course_lib.algorithms.training import Checkpoints, resume, take_step
+from course_lib.algorithms.training import Checkpoints, looks, resume, take_step, trainable
 from course_lib.environments import Agent, Environment, Episodes, play
 from course_lib.objectives import leave_one_out, policy_gradient_loss, sequence_logprob
 from course_lib.progress import Progress
@@ -37,7 +37,7 @@ class PolicyConfig:
     final_lr: float = 0.1          # the learning rate falls in a line to this share of its peak
     clip: float = 1.0              # largest gradient norm
     seed: int = 0                  # of the episodes
-    evaluations: int = 0           # how often `watch` is called, besides the start
+    evaluations: int = 0           # how often `watch` is called, besides the start; at the end in any case
     checkpoint_every: int = 20     # steps, where the run saves itself
 
 
@@ -94,9 +94,11 @@ def precision_of(agent: Agent) -> str:
 
 
 def adam(*models: nn.Module) -> list[torch.optim.Optimizer]:
-    """One Adam (Kingma & Ba 2015) a model. beta_2 = 0.99 forgets early gradients within the few hundred steps of a run."""
-    return [torch.optim.Adam([p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.99), fused=True)
-            for model in models]
+    """One Adam (Kingma & Ba 2015) a model. beta_2 = 0.99 forgets early gradients within the few hundred steps of a run.
+
+    Raises ValueError for a model with nothing to train.
+    """
+    return [torch.optim.Adam(trainable(model), betas=(0.9, 0.99), fused=True) for model in models]
 
 
 def learning_rate(step: int, config: PolicyConfig) -> float:
@@ -137,8 +139,7 @@ class Run:
                  models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer], precision: str = "auto",
                  checkpoint: Path | None = None):
         self.config, self.watch, self.label, self.seconds, self.checkpoint = config, watch, label, seconds, checkpoint
-        looks = range(config.evaluations + 1) if watch else ()
-        self.looks = {round(i * config.steps / max(config.evaluations, 1)) for i in looks}
+        self.looks = looks(config.steps, config.evaluations) if watch else set()
         self.models, self.optimizers = nn.ModuleList(models), optimizers
         begin(optimizers, precision)
         state = resume(checkpoint, self.models, optimizers, config)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from course_lib.algorithms.processes import backward, begin, record, share, total, within_memory
-from course_lib.algorithms.training import Checkpoints, make_optimizers, resume, take_step, warmup_cosine
+from course_lib.algorithms.training import Checkpoints, looks, make_optimizers, resume, take_step, warmup_cosine
 from course_lib.lm.device import autocast
 from course_lib.lm.reward_head import RewardModel, Scored, encode_answer
 from course_lib.objectives import bradley_terry, expected_calibration_error, plackett_luce
@@ -154,7 +154,7 @@ def train(model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Sequence
     begin(optimizers, config.precision)
     state = resume(checkpoint, model, optimizers, config)
     done, history = state.get("step", 0), state.get("history", [])
-    look = {round(i * steps / max(evaluations, 1)) for i in range(evaluations + 1)} if watch else set()
+    look = looks(steps, evaluations) if watch else set()
     try:
         with (Progress(label, total=steps, seconds=seconds) as progress,
               Checkpoints(checkpoint, model, optimizers, config, config.checkpoint_every) as checkpoints):

@@ -7,12 +7,14 @@ which tokens count.
 import math
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,6 +24,7 @@ from course_lib.algorithms.processes import (backward, begin, largest, parameter
                                              scale_state, share, sum_gradients, total, unscale, wait, within_memory)
 from course_lib.files import load_json, save_json
 from course_lib.lm.device import autocast
+from course_lib.lm.logprobs import head_sees
 from course_lib.objectives import shift, token_losses
 from course_lib.progress import Progress, say
 
@@ -39,6 +42,20 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.0) -> flo
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def looks(steps: int, evaluations: int) -> set[int]:
+    """The steps after which a run is looked at: 0, and `evaluations` more, equally far apart, to the end; that one in any
+    case."""
+    return {0, steps, *(round(i * steps / evaluations) for i in range(1, evaluations))}
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters to be trained. Raises ValueError when there are none."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("no parameter of the model requires a gradient: nothing to train")
+    return parameters
+
+
 def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_decay: float = 0.0,
                     betas: tuple[float, float] = (0.9, 0.95)) -> list[torch.optim.Optimizer]:
     """"adamw": AdamW (Loshchilov & Hutter 2019) on everything. "muon": Muon (Jordan et al. 2024) on the matrices inside the
@@ -48,9 +65,7 @@ def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_
     """
     if kind not in ("adamw", "muon"):
         raise ValueError(f"optimizer is 'adamw' or 'muon', not {kind!r}")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("no parameter of the model requires a gradient: nothing to train")
+    parameters = trainable(model)
     ends = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
     inner = [p for p in parameters if kind == "muon" and p.ndim == 2 and id(p) not in ends]
     taken = {id(p) for p in inner}
@@ -59,8 +74,9 @@ def make_optimizers(model: nn.Module, lr: float, *, kind: str = "adamw", weight_
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:  # an adapter has matrices alone
+        optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True))
     if inner:
         optimizers.append(Muon(inner, lr=lr, weight_decay=weight_decay, ns_steps=3))
     return optimizers
@@ -122,7 +138,8 @@ def _write_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict | None:
     """Put a checkpoint's weights and optimizer states in place and return its `state`; None when there is none.
 
-    A crash between the two renames of `save_checkpoint` leaves the previous one as `<folder>.old`: it is used then.
+    A crash between the two renames of `save_checkpoint` leaves the previous one as `<folder>.old`: it is used then. Raises
+    ValueError, with the model untouched, for the checkpoint of a model with other trained weights.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -130,10 +147,13 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.o
     if not (folder / "state.json").exists():
         return None
     weights = load_file(folder / "weights.safetensors")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if {name: p.shape for name, p in trained.items()} != {name: saved.shape for name, saved in weights.items()}:
+        raise ValueError(f"the checkpoint in {folder} is of another model, or of one with (or without) an adapter: delete it, or "
+                         "go on with the model it was made with")
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                p.copy_(weights[name])
+        for name, p in trained.items():
+            p.copy_(weights[name])
     moments: list[dict[int, dict]] = [{} for _ in optimizers]
     for key, value in load_file(folder / "optimizers.safetensors").items():
         n, i, name = key.split(".", 2)
@@ -224,7 +244,7 @@ class TrainConfig:
     clip: float = 1.0              # largest gradient norm
     precision: str = "auto"        # see `autocast`
     seed: int = 0                  # of the order of the data
-    evaluations: int = 10          # how often the held-out data are looked at, besides the start
+    evaluations: int = 10          # how often the held-out data are looked at, besides the start; at the end in any case
     log_every: int = 10            # steps between two entries of the history
     checkpoint_every: int = 200    # steps
 
@@ -243,24 +263,30 @@ def loss_sum(model: PreTrainedModel, ids: Tensor, mask: Tensor, precision: str =
     ids, mask: (B, T), padded on the right (causal attention never looks there, so no attention mask is needed). The LM
     head runs only where its output is used.
     """
+    targets, counted = shift(ids, mask)                                       # (B, T-1) each
     with autocast(ids.device, precision):
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, width)
-        targets, counted = shift(ids, mask)                                             # (B, T-1) each
-        logits = model.get_output_embeddings()(hidden[:, :-1][counted])                 # (counted, V)
+        with head_sees(model, F.pad(counted, (0, 1))):                        # the last position predicts nothing
+            logits = model(input_ids=ids, use_cache=False).logits             # (counted, V)
     return token_losses(logits, targets[counted]).sum()
 
 
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], precision: str = "auto") -> float:
-    """Loss in nats per counted token over all batches, which are dealt out to the processes."""
-    loss, count = 0.0, 0
-    for ids, mask in share(batches):
-        loss += float(loss_sum(model, ids.to(model.device), mask.to(model.device), precision))
-        count += int(mask[:, 1:].sum())
-    loss, count = total(loss), total(count)
+def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], precision: str = "auto", rows: int = sys.maxsize) -> float:
+    """Loss in nats per counted token over all batches, which are dealt out to the processes, at most `rows` rows in a forward
+    pass."""
+    own = share(batches)
+
+    def whole(rows: int) -> float:
+        loss = 0.0
+        for ids, mask in own:
+            for i, m in zip(ids.to(model.device).split(rows), mask.to(model.device).split(rows)):
+                loss += float(loss_sum(model, i, m, precision))
+        return loss
+
+    count = total(sum(int(mask[:, 1:].sum()) for _, mask in own))
     if not count:
         raise ValueError("no token counts in these batches: nothing to evaluate")
-    return loss / count
+    return total(within_memory(whole, min(rows, max(len(ids) for ids, _ in batches)))) / count
 
 
 def accumulate(model: PreTrainedModel, ids: Tensor, mask: Tensor, rows: int, precision: str) -> float:
@@ -293,7 +319,7 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
     if not steps or not all(mask[:, 1:].any() for _, mask in first_epoch):
         raise ValueError(f"{label}: there is a batch without a single token to learn from" if steps else
                          f"{label}: no data")
-    look = {round(i * steps / config.evaluations) for i in range(config.evaluations + 1)}
+    look = looks(steps, config.evaluations)
     optimizers = make_optimizers(model, config.lr, kind=config.optimizer, weight_decay=config.weight_decay)
     begin(optimizers, config.precision)
     state = resume(checkpoint, model, optimizers, config)
@@ -304,7 +330,7 @@ def fit(model: PreTrainedModel, epoch: Callable[[int], list[Batch]], config: Tra
             model.eval()
             entry = {"step": step, "tokens": tokens}
             if held_out:
-                entry["held_out"] = mean_loss(model, held_out, config.precision)
+                entry["held_out"] = mean_loss(model, held_out, config.precision, config.micro_batch_size)
             record(history, entry | (watch(step) if watch else {}))
             model.train()
 

@@ -49,14 +49,14 @@ def _hidden(trunk: nn.Module, ids: Tensor, mask: Tensor, use_cache: bool = False
 
 
 class ValueModel(nn.Module):
-    """A copy of a language model's trunk with a value head.
+    """A copy of a language model's trunk with a value head, in float32, for it is trained.
 
     lm: where the trunk's weights come from, the policy's start or a reward model; it stays as it is.
     """
 
     def __init__(self, lm: PreTrainedModel):
         super().__init__()
-        self.trunk = copy.deepcopy(lm.get_decoder()).requires_grad_(True)
+        self.trunk = copy.deepcopy(lm.get_decoder()).float().requires_grad_(True)
         self.head = value_head(lm.config.get_text_config().hidden_size).to(lm.device)
 
 
@@ -78,14 +78,25 @@ class LMCritic:
         return self.head(hidden.to(self.head.weight.dtype))[..., 0].float().masked_fill(~action.completion_mask, 0)
 
 
+SCALES = ("logits_scaling", "final_logit_softcapping", "logit_scale")  # of Granite, Gemma 2 and Cohere: behind the LM head
+
+
 class SharedCritic(LMCritic):
-    """The same by a value head on the policy's own trunk: a model less, and two objectives that pull at one trunk."""
+    """The same by a value head on the policy's own trunk: a model less, and two objectives that pull at one trunk.
+
+    Raises ValueError for a policy that does more to its logits than its LM head: one forward pass would not give them.
+    """
 
     shared = True
 
     def __init__(self, policy: PreTrainedModel, precision: str = "auto"):
+        config = policy.config.get_text_config()
+        for name in SCALES:
+            if getattr(config, name, None) not in (None, 1):
+                raise ValueError(f"the policy's logits have a {name}, which the LM head alone does not apply: give PPO a critic "
+                                 "of its own, LMCritic(ValueModel(policy))")
         self.policy, self.trunk, self.precision = policy, policy.get_decoder(), precision
-        self.model = self.head = value_head(policy.config.get_text_config().hidden_size).to(policy.device)
+        self.model = self.head = value_head(config.hidden_size).to(policy.device)
 
     def logprobs_and_values(self, action: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
         """ln p and V of each token from one forward pass: (n, T) each, float32, 0 where masked."""

@@ -189,7 +189,8 @@ def check_room(folder: Path, name: str, dtype: torch.dtype, device: torch.device
     need, free = count * dtype.itemsize, free_bytes(device)
     if free is None or need <= free:
         return
-    halves = [] if dtype.itemsize <= 2 else [f"load_lm(..., dtype=torch.bfloat16) needs {count * 2 / 1e9:.3g} GB"]
+    halves = [] if dtype.itemsize <= 2 else [f"to sample, or below an adapter, "
+                                              f"load_lm(..., dtype=torch.bfloat16) needs {count * 2 / 1e9:.3g} GB"]
     raise MemoryError(f"{name} does not fit: {count:,} parameters in {str(dtype).removeprefix('torch.')} are "
                       f"{need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free on {device}. "
                       + "; ".join([*halves, "take a smaller model or a larger device, or end other programs (kernels)"]))

@@ -85,7 +85,7 @@ def token_logprobs(
     if targets is not None:
         wanted = wanted & targets[:, 1:].bool()
 
-    with _head_sees(model, F.pad(wanted, (0, 1))):  # the last position predicts nothing
+    with head_sees(model, F.pad(wanted, (0, 1))):  # the last position predicts nothing
         positions = accepted(model, position_ids=position_ids(mask))
         logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions).logits  # (n, vocab)
     chosen = -F.cross_entropy(logits.float() / temperature, ids[:, 1:][wanted], reduction="none")  # (n,)
@@ -93,7 +93,7 @@ def token_logprobs(
 
 
 @contextmanager
-def _head_sees(model: nn.Module, positions: Tensor) -> Iterator[None]:
+def head_sees(model: nn.Module, positions: Tensor) -> Iterator[None]:
     """Inside the block the LM head sees only these positions, (B, T) bool: its logits are (n, vocab)."""
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][positions],))
     try:
@@ -133,7 +133,7 @@ def _after_shared_prompts(model: nn.Module, rollouts: Rollouts, first: Tensor, p
     if real.shape[1] > 1:
         read.past_key_values.reorder_cache(prompt)
         whole = torch.cat([mask[prompt], real[:, :-1]], 1)  # (N, P+T-1)
-        with _head_sees(model, real[:, 1:]):
+        with head_sees(model, real[:, 1:]):
             rest = model(input_ids=rollouts.completion_ids[:, :-1], attention_mask=whole.long(), use_cache=True,
                          past_key_values=read.past_key_values,
                          **accepted(model, position_ids=position_ids(whole)[:, mask.shape[1] :])).logits  # (n, vocab)

@@ -161,11 +161,12 @@ def test_pitfall_30_options_that_a_loss_does_not_have_are_an_error(tiny_lm):
             dpo.train(*tiny_lm, ROWS, DPOConfig(loss=loss), reference=tiny_lm[0])
 
 
-def test_held_out_pairs_and_watch_are_looked_at_from_the_start_to_the_end(tiny_lm):
+@pytest.mark.parametrize(("evaluations", "expected"), [(2, [0, 3, 6]), (0, [0, 6])])
+def test_held_out_pairs_and_watch_are_looked_at_from_the_start_to_the_end(tiny_lm, evaluations, expected):
     seen = []
-    history = dpo.train(*tiny_lm, ROWS, DPOConfig(batch_size=2, epochs=2, evaluations=2), held_out=ROWS[:2],
+    history = dpo.train(*tiny_lm, ROWS, DPOConfig(batch_size=2, epochs=2, evaluations=evaluations), held_out=ROWS[:2],
                         watch=lambda step: seen.append(step) or {"looked": step})
-    assert seen == [0, 3, 6] and [e["step"] for e in history if "held_out_loss" in e] == seen
+    assert seen == expected == [e["step"] for e in history if "held_out_loss" in e]
     assert [e["step"] for e in history] == [0, 1, 2, 3, 4, 5, 6]
 
 

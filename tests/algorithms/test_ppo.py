@@ -124,6 +124,20 @@ def test_every_field_is_tested_and_runs_repeat(trained):
     assert torch.equal(weights(), usual)
 
 
+@pytest.mark.parametrize("kind", ["own", "shared"])
+def test_with_lr_0_the_critic_warms_up_alone(kind):
+    (agent, environment, critic), (moving, *_, watched) = letters(kind), letters(kind)
+    before = copy.deepcopy(agent.model)
+    ppo.train(agent, environment, dataclasses.replace(SMALL, lr=0.0), critic=critic)
+    assert all(torch.equal(a, b) for a, b in zip(agent.model.parameters(), before.parameters()))
+    assert critic.head.weight.abs().max() > 0
+    ppo.train(moving, environment, dataclasses.replace(SMALL, steps=1), critic=watched)
+    expected = copy.deepcopy(watched.head.weight)
+    agent, environment, critic = letters(kind)
+    ppo.train(agent, environment, dataclasses.replace(SMALL, steps=1, lr=0.0), critic=critic)
+    assert kind == "shared" or torch.allclose(critic.head.weight, expected)  # the same schedule
+
+
 def test_pitfall_reward_on_the_last_real_token_and_the_price_on_all():
     agent, environment, critic = letters()
     other, *_ = letters(seed=9)

@@ -44,6 +44,24 @@ def test_predicted_tokens():
     assert pretrain.predicted(ids, 0, 1).tolist() == [[False, True, True, True, False, True, True, False]]
 
 
+@pytest.mark.parametrize("end", [1, [1, 2]])
+def test_pitfall_5_the_end_counts_where_it_is_the_begin_as_well(end):
+    ids = torch.tensor([[1, 5, 6, 1, 1, 7, 1, 0]])  # two documents
+    assert pretrain.predicted(ids, 0, 1, end).tolist() == [[False, True, True, True, False, True, True, False]]
+    assert pretrain.predicted(ids, 1, 1, end).tolist() == [[False, True, True, True, False, True, True, True]]  # padding as well
+
+
+def test_pitfall_5_a_model_whose_begin_is_its_end_learns_to_end(tiny_lm):
+    model, _ = tiny_lm
+    model.config.bos_token_id = model.config.eos_token_id = 2
+    documents = [[2, 5, 6, 2], [2, 7, 2]] * 8
+    ((_, mask),) = pretrain.evaluation_batches(model, documents[:1])
+    assert mask.tolist() == [[False, True, True, True]]
+    pretrain.train(model, documents, pretrain.PretrainConfig(context=8, epochs=60, optimizer="adamw", lr=1e-2, precision="fp32"))
+    with torch.no_grad():
+        assert model(torch.tensor([[2, 5, 6]])).logits[0, -1].softmax(-1)[2] > 0.9
+
+
 @pytest.mark.parametrize("docs, message", [
     ([], "no documents"), ([[1, 2], []], "document 1 has 0"), ([[3] * 17], "document 0 has 17")])
 def test_bad_documents_are_refused(docs, message):

@@ -271,6 +271,28 @@ def test_an_attempt_that_fails_half_way_leaves_no_gradient_behind(tiny_lm):
     assert processes.within_memory(attempt, 8) == "done" and tried[-1] == 2  # it is remembered
 
 
+@pytest.mark.parametrize("rows", [4, 1])
+def test_held_out_data_are_read_in_parts_that_fit_as_well(tiny_lm, monkeypatch, rows):
+    """At most micro_batch_size rows at once, and fewer where these do not fit."""
+    model, tokenizer = tiny_lm
+    small, loss_sum, given = copy.deepcopy(model), training.loss_sum, []
+    talks = [sft.qa(f"hi {i}", "ok" * (i % 3 + 1)) for i in range(6)]
+    config = sft.SFTConfig(epochs=1, batch_size=2, precision="fp32", log_every=1, micro_batch_size=rows)
+
+    def limited(model, ids, mask, precision):
+        given.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss_sum(model, ids, mask, precision)
+
+    expected = sft.train(model, tokenizer, talks, dataclasses.replace(config, micro_batch_size=64), held_out=talks)
+    monkeypatch.setattr(training, "loss_sum", limited)
+    history = sft.train(small, tokenizer, talks, config, held_out=talks)
+    assert given[0] == rows and max(given[1:]) <= 2
+    for a, b in zip(expected, history, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
 def test_not_even_one_row_is_a_clear_error(tiny_lm):
     limited(tiny_lm[0], 0)
     with pytest.raises(torch.OutOfMemoryError, match="not even one row"):

@@ -221,6 +221,12 @@ def test_the_history():
     assert rates[0] < rates[1] > rates[2] and rates[-1] == pytest.approx(1e-4 * 0.1)
 
 
+def test_without_evaluations_start_and_end_are_looked_at():
+    agent, questions = letters_agent()
+    history = train(agent, questions, ReinforceConfig(steps=4, count=1, samples=4), watch=lambda step: {"seen": step})
+    assert [e["seen"] for e in history if "seen" in e] == [0, 4]
+
+
 def test_a_single_episode_has_spread_zero_not_nan():
     (entry,) = train(net(1, 2), Bandit([0.0, 1.0]), ReinforceConfig(steps=1, count=1, samples=1, baseline="none"))
     assert entry["reward_std"] == entry["advantage_std"] == 0

@@ -128,11 +128,12 @@ def test_regression_learns_absolute_scores(model, tiny_lm):
     assert rewards_of(model, tiny_lm[1], ["aaa", "zz"]).tolist() == pytest.approx([2.0, -1.0], abs=0.2)
 
 
-def test_watch_is_called_at_the_start_on_the_way_and_at_the_end(model, tiny_lm):
+@pytest.mark.parametrize(("evaluations", "expected"), [(2, [0, 2, 4]), (0, [0, 4])])
+def test_watch_is_called_at_the_start_on_the_way_and_at_the_end(model, tiny_lm, evaluations, expected):
     seen = []
-    history = rm.train(model, tiny_lm[1], DATA * 4, dataclasses.replace(EXACT, batch_size=4), evaluations=2,
+    history = rm.train(model, tiny_lm[1], DATA * 4, dataclasses.replace(EXACT, batch_size=4), evaluations=evaluations,
                        watch=lambda step: seen.append(step) or {"test": step})
-    assert seen == [0, 2, 4] and [e["test"] for e in history if "test" in e] == [0, 2, 4]
+    assert seen == expected == [e["test"] for e in history if "test" in e]
 
 
 def test_what_cannot_be_trained_on_is_named(model, tiny_lm):

@@ -10,7 +10,10 @@ import signal
 import pytest
 import torch
 
+from course_lib import objectives
 from course_lib.algorithms import pretrain, training
+from course_lib.algorithms.reinforce import adam
+from course_lib.lm.heads import SharedCritic
 from course_lib.lm.model import build_lm
 
 DOCUMENTS = [[1, *range(10, 10 + n), 2] for n in (3, 7, 5, 9, 4, 6, 8, 3, 5, 7, 6, 4)] * 3
@@ -74,6 +77,42 @@ def test_pitfall_accumulated_micro_batches_equal_the_full_batch(model, micro):
         (training.loss_sum(split, i, m, "fp32") / mask[:, 1:].sum()).backward()
     for a, b in zip(whole.parameters(), split.parameters()):
         assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def scaled(kind, **more):
+    """A tiny model of another family, with the size of embeddings that makes a wrong scale tell."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=263, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, **more)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(30)
+    return model
+
+
+SCALED = [("Granite", {"logits_scaling": 8.0}), ("Gemma2", {"final_logit_softcapping": 3.0, "head_dim": 8}),
+          ("Cohere", {"logit_scale": 0.0625})]
+
+
+@pytest.mark.parametrize(("kind", "more"), [("Llama", {}), *SCALED])
+def test_the_loss_is_that_of_the_models_own_logits(kind, more):
+    """Some families scale or cap their logits behind the LM head."""
+    model = scaled(kind, **more)
+    ids = pretrain.pack(DOCUMENTS, 16, 0)[:4]
+    mask = pretrain.predicted(ids, 0, 1)
+    expected = objectives.next_token_loss(model(ids).logits, ids, mask)
+    assert torch.allclose(training.loss_sum(model, ids, mask, "fp32") / mask[:, 1:].sum(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "more"), SCALED)
+def test_a_critic_on_the_trunk_refuses_logits_that_are_more_than_the_heads(kind, more):
+    with pytest.raises(ValueError, match=f"logits have a {[*more][0]}"):
+        SharedCritic(scaled(kind, **more))
+    SharedCritic(scaled("Granite"))  # its scale is 1
 
 
 def test_micro_batch_size_changes_nothing(model):
@@ -167,6 +206,13 @@ def test_pitfall_19_bf16_products_leave_the_weights_in_float32(model):
     assert 0 < moved.max() < 1e-3 and torch.equal(model.model.norm.weight.bfloat16(), before.bfloat16())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_pitfall_19_half_precision_weights_are_refused(model, dtype, precision):
+    with pytest.raises(ValueError, match=r"trained are in (bfloat16|float16), .*dtype=torch\.float32.*add_lora"):
+        pretrain.train(model.to(dtype), DOCUMENTS, config(precision=precision))
+
+
 SETTINGS = dict(context=24, batch_size=2, micro_batch_size=1, epochs=2, lr=1e-2, warmup=0.5, optimizer="adamw",
                 weight_decay=0.5, clip=1e-2, precision="bf16", seed=1, evaluations=3, log_every=1, checkpoint_every=3)
 
@@ -194,6 +240,26 @@ def test_training_lowers_the_loss(model):
     assert looks[-1] < looks[0] - 1
 
 
+@pytest.mark.parametrize(("evaluations", "expected"), [(0, {0, 7}), (1, {0, 7}), (2, {0, 4, 7}), (3, {0, 2, 5, 7}),
+                                                       (7, set(range(8))), (20, set(range(8)))])
+def test_the_steps_at_which_a_run_is_looked_at(evaluations, expected):
+    assert training.looks(7, evaluations) == expected
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30, 61, 1003])
+def test_looks_are_evenly_spread(steps):
+    """The steps at which studies look, whose results are kept: they must not move."""
+    for evaluations in range(1, 64):
+        assert training.looks(steps, evaluations) == {round(i * steps / evaluations) for i in range(evaluations + 1)}
+
+
+def test_without_evaluations_start_and_end_are_looked_at(model):
+    seen = []
+    history = pretrain.train(model, DOCUMENTS, config(evaluations=0), held_out=DOCUMENTS[:4],
+                             watch=lambda step: seen.append(step) or {})
+    assert seen == [0, history[-1]["step"]] == [e["step"] for e in history if "held_out" in e]
+
+
 def test_schedule_by_hand():
     factors = [training.warmup_cosine(s, 10, 2, floor=0.0) for s in range(10)]
     assert factors[:3] == [0.5, 1.0, 1.0]
@@ -210,11 +276,22 @@ def test_muon_takes_the_inner_matrices_and_adamw_the_rest(model):
     assert all(p.ndim == 2 or g["weight_decay"] == 0 for g in adamw.param_groups for p in g["params"])
 
 
+def test_muon_needs_no_adamw_where_all_are_inner_matrices(model):
+    """As in an adapter."""
+    for name, p in model.named_parameters():
+        p.requires_grad_("q_proj" in name)
+    (muon,) = training.make_optimizers(model, 1e-3, kind="muon")
+    assert isinstance(muon, training.Muon) and len(muon.param_groups[0]["params"]) == 2
+    pretrain.train(model, DOCUMENTS, config())
+
+
 def test_bad_settings_are_refused(model):
     with pytest.raises(ValueError, match="adamw"):
         training.make_optimizers(model, 1e-3, kind="sgd")
     with pytest.raises(ValueError, match="nothing to train"):
         training.make_optimizers(copy.deepcopy(model).requires_grad_(False), 1e-3)
+    with pytest.raises(ValueError, match="nothing to train"):
+        adam(model, copy.deepcopy(model).requires_grad_(False))
     with pytest.raises(ValueError, match="nothing to evaluate"):
         training.mean_loss(model, [])
     nothing = (torch.ones(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.bool))

@@ -95,6 +95,15 @@ def test_who_owns_the_trunk(setting):
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0 and len(list(shared.model.parameters())) == 2
 
 
+def test_a_critic_of_a_half_precision_policy_is_trained_in_float32(setting):
+    model, _, out = setting
+    critic = LMCritic(ValueModel(model.bfloat16()), "fp32")
+    assert {p.dtype for p in critic.model.parameters()} == {torch.float32} != {p.dtype for p in model.parameters()}
+    loud(critic.head)
+    critic.values(None, out).sum().backward()
+    assert critic.trunk.embed_tokens.weight.grad.abs().sum() > 0
+
+
 def test_pitfall_dropout_on_in_one_of_two_passes(setting):
     model, _, out = setting
     critic = LMCritic(ValueModel(model), "fp32")

@@ -181,6 +181,18 @@ def test_every_algorithm_trains_the_adapter_and_leaves_the_base(lora, algorithm)
         assert abs(history[0]["kl"]) < 1e-4 < abs(history[-1]["kl"])  # the first batch is from the start itself
 
 
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "grpo"])
+def test_an_adapter_on_half_precision_weights_is_trained_in_float32(tiny_lm, algorithm):
+    model, tokenizer = tiny_lm
+    model = add_lora(model.bfloat16(), rank=4)
+    before = copy.deepcopy(model)
+    run(algorithm, model, tokenizer, adapter_off(model))
+    for (name, p), q in zip(model.named_parameters(), before.parameters()):
+        assert p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16)
+        assert p.requires_grad or torch.equal(p, q)
+    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters()))
+
+
 def test_a_checkpoint_holds_the_adapter_alone_and_a_run_goes_on_from_it(lora, tmp_path):
     from course_lib.algorithms.training import load_checkpoint, make_optimizers, save_checkpoint
 
@@ -192,6 +204,23 @@ def test_a_checkpoint_holds_the_adapter_alone_and_a_run_goes_on_from_it(lora, tm
     again = add_lora(before, rank=4, seed=9)
     assert load_checkpoint(tmp_path / "run", again, make_optimizers(again, 1e-3)) == {"step": 1}
     assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("saved", ["adapter", "larger adapter", "whole"])
+def test_a_checkpoint_of_other_weights_is_refused_and_the_model_untouched(tiny_lm, tmp_path, saved):
+    from course_lib.algorithms.training import load_checkpoint, make_optimizers, save_checkpoint
+
+    model, _ = tiny_lm
+    kinds = {"adapter": lambda: add_lora(copy.deepcopy(model), rank=4), "whole": lambda: copy.deepcopy(model),
+             "larger adapter": lambda: add_lora(copy.deepcopy(model), rank=8)}
+    first = kinds[saved]()
+    save_checkpoint(tmp_path / "run", first, make_optimizers(first, 1e-3), {"step": 1})
+    for other in kinds.keys() - {saved}:
+        second = kinds[other]()
+        before = copy.deepcopy(second)
+        with pytest.raises(ValueError, match="of another model, or of one with .or without. an adapter"):
+            load_checkpoint(tmp_path / "run", second, make_optimizers(second, 1e-3))
+        assert all(torch.equal(p, q) for p, q in zip(second.parameters(), before.parameters()))
 
 
 def test_the_reference_is_the_same_as_a_frozen_copy(tiny_lm):
