@@ -104,7 +104,7 @@ def answer_logprobs(model: PreTrainedModel, rollouts: Rollouts, precision: str =
 
 def pair_logprobs(model: PreTrainedModel, pairs: Sequence[Pair], pad: int, precision: str = "auto") -> Tensor:
     """ln p(answer | prompt), chosen and rejected: (B, 2) float32, with gradients. One forward pass reads a prompt once."""
-    if can_share(model):
+    if hasattr(model, "get_decoder") and can_share(model):  # a model with its adapter off is asked as a whole
         with autocast(model.device, precision):
             return shared.answer_logprobs(model, [[Scored(p.prompt + answer, len(p.prompt)) for answer in (p.chosen, p.rejected)]
                                                   for p in pairs])

@@ -81,9 +81,12 @@ def sample(
         whatever the batch size. (Up to rounding of the logits, which is felt in bfloat16, not in float32.)
     batch_size: rows decoded together; never less than the samples of one prompt.
 
-    Raises ValueError for an argument out of range, an empty prompt, or a prompt that fills the model's context.
+    Raises ValueError for an argument out of range, an empty prompt, or a prompt that fills the model's context, and for a
+    model with its adapter switched off for judging alone (`lm.lora.adapter_off`).
     """
     _check(prompts, max_new_tokens, temperature, top_k, top_p, samples_per_prompt, stop, batch_size)
+    if not hasattr(model, "generation_config"):
+        raise ValueError("this is a reference, which only judges: sample inside `with policy.disable_adapter():`")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     for i, ids in enumerate(encoded):
