@@ -73,7 +73,7 @@ def test_the_ids_begin_with_the_prompt_that_the_model_is_asked_with(words):
 
 def test_a_base_models_tokenizer_is_told_what_to_do(words):
     words.chat_template = None
-    with pytest.raises(ValueError, match=r"instruct version, or set tokenizer.chat_template.*tokenizer.eos_token = .<\|im_end\|>"):
+    with pytest.raises(ValueError, match=r"instruct version, or set tokenizer.chat_template.*eos_token = '<\|im_end\|>'"):
         chat.encode(words, TALK)
 
 
