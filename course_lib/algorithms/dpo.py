@@ -9,6 +9,7 @@ training on new pairs as they come.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -104,7 +105,7 @@ def answer_logprobs(model: PreTrainedModel, rollouts: Rollouts, precision: str =
 
 def pair_logprobs(model: PreTrainedModel, pairs: Sequence[Pair], pad: int, precision: str = "auto") -> Tensor:
     """ln p(answer | prompt), chosen and rejected: (B, 2) float32, with gradients. One forward pass reads a prompt once."""
-    if can_share(model):
+    if hasattr(model, "get_decoder") and can_share(model):  # a model with its adapter off is asked as a whole
         with autocast(model.device, precision):
             return shared.answer_logprobs(model, [[Scored(p.prompt + answer, len(p.prompt)) for answer in (p.chosen, p.rejected)]
                                                   for p in pairs])
@@ -166,9 +167,12 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
     if reference is not None and config.loss in REFERENCE_FREE:
         raise ValueError(f"the loss {config.loss!r} has no reference: leave it out")
     loss_of, pad = DPO_LOSSES[config.loss], tokenizer.pad_token_id
+    if strange := set(config.options) - set(list(signature(loss_of).parameters)[2:]):  # behind the pairs and beta
+        raise ValueError(f"the loss {config.loss!r} has no option {', '.join(sorted(strange))}")
     pairs = encode_pairs(tokenizer, rows, config.max_length, config.truncate)
     test = encode_pairs(tokenizer, held_out, config.max_length, config.truncate) if held_out else []
-    strangers = [Pair(p.prompt, q.chosen, q.rejected) for p, q in zip(pairs, pairs[1:] + pairs[:1])]  # for KTO's drift
+    strangers = [Pair(p.prompt, *(ids[: config.max_length - len(p.prompt)] for ids in (q.chosen, q.rejected)))
+                 for p, q in zip(pairs, pairs[1:] + pairs[:1])]  # for KTO's drift
     kto = config.loss == "kto"
 
     def logps(of: nn.Module, those: Sequence[Pair]) -> Tensor:

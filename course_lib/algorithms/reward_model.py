@@ -24,6 +24,7 @@ from course_lib.objectives import bradley_terry, expected_calibration_error, pla
 from course_lib.progress import Progress
 
 LOSSES = ("bradley-terry", "plackett-luce", "regression")
+UNUSED = {"bradley-terry": (), "plackett-luce": ("smoothing",), "regression": ("smoothing", "center")}  # options of the others
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,12 @@ def train(model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Sequence
           config: RewardConfig = RewardConfig(), *, watch: Callable[[int], dict] | None = None, evaluations: int = 0,
           label: str = "reward model", seconds: float | None = None, checkpoint: Path | None = None) -> list[dict]:
     """Train `model` in place on rows as in `encode`; returns the history: dicts with `step`, `loss` (nats per row),
-    `accuracy` (of the batch's own pairs), `lr` and `grad_norm`.
+    `accuracy` (of the batch's own pairs; not with regression), `lr` and `grad_norm`.
 
     watch: called with the step before the first one, `evaluations` times on the way, and at the end; what it returns joins
         the history.
     checkpoint: as in `training.fit`.
-    Raises TrainingDiverged when the loss is not finite, ValueError for no data.
+    Raises TrainingDiverged when the loss is not finite, ValueError for no data, and for what the loss would not use.
     """
     if config.loss not in LOSSES:
         raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {config.loss!r}")
@@ -149,6 +150,11 @@ def train(model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Sequence
         raise ValueError(f"{label}: no data")
     if config.loss == "regression" and not all(row.scores for row in rows):
         raise ValueError("regression needs `scores` in every row")
+    for option in UNUSED[config.loss]:
+        if getattr(config, option):
+            raise ValueError(f"{option} does nothing under the loss {config.loss!r}: leave it at 0")
+    if config.loss != "bradley-terry" and any(row.margin for row in rows):
+        raise ValueError(f"the loss {config.loss!r} has no margin: leave that column out, or choose 'bradley-terry'")
     order = [b for epoch in range(config.epochs) for b in batches(rows, config.batch_size, config.seed * 1000 + epoch)]
     optimizers, steps = make_optimizers(model.train(), config.lr, weight_decay=config.weight_decay), len(order)
     begin(optimizers, config.precision)
@@ -166,7 +172,8 @@ def train(model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Sequence
                 loss, right, pairs = total(parts[0]), total(parts[1]), total(parts[2])
                 lr = config.lr * warmup_cosine(step, steps, max(round(config.warmup * steps), 1))
                 norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
-                entry = {"step": step + 1, "loss": loss, "accuracy": right / max(pairs, 1), "lr": lr, "grad_norm": norm}
+                accuracy = {"accuracy": right / pairs} if pairs else {}
+                entry = {"step": step + 1, "loss": loss, **accuracy, "lr": lr, "grad_norm": norm}
                 if step + 1 in look:
                     record(history, entry | watch(step + 1))
                 elif step % config.log_every == 0 or step + 1 == steps:

@@ -110,7 +110,8 @@ def train(agent: Agent, environment: Environment, config: RLHFConfig = RLHFConfi
 
         loss = total(within_memory(lambda size: accumulate(loss_of, episodes, size), config.micro_batch_size))
         norm = take_step(optimizers, lr, config.clip, loss, f"step {step}")
+        every = gathered(advantages)
         run.log(measures(episodes), kl=kl, beta=beta, penalised=float(gathered(episodes.score).mean()) - beta * kl,
-                advantage_std=float(gathered(advantages).std()), loss=loss, grad_norm=norm, lr=lr)
+                advantage_std=float(every.std()) if len(every) > 1 else 0.0, loss=loss, grad_norm=norm, lr=lr)
         run.kept["beta"] = beta = next_beta(beta, kl, config)
     return run.history

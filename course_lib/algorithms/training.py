@@ -102,7 +102,8 @@ def take_step(optimizers: Sequence[torch.optim.Optimizer], lr: float, clip: floa
     if not healthy and scaled and math.isfinite(loss):
         return 0.0
     if not healthy:
-        raise TrainingDiverged(f"{where}: loss {loss}, gradient norm {norm}. Lower the learning rate or check the data")
+        half = ", or precision 'fp16' overflows: try 'fp32'" if scale_state() else ""
+        raise TrainingDiverged(f"{where}: loss {loss}, gradient norm {norm}. Lower the learning rate or check the data{half}")
     return norm
 
 

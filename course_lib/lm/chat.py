@@ -17,19 +17,23 @@ CHATML = (  # for a base model without a template: SmolLM2 and Qwen have these t
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 NO_TEMPLATE = ("messages need a tokenizer with a chat template, and this one, of a base model, has none: load the model's "
-               "instruct version, or set tokenizer.chat_template (course_lib.lm.chat.CHATML is one) and train it by SFT")
+               "instruct version, or set tokenizer.chat_template (course_lib.lm.chat.CHATML is one, with "
+               "tokenizer.eos_token = '<|im_end|>') and train it by SFT")
+NEVER_STOP = "the model would never learn to stop. Set tokenizer.eos_token to the token that ends a turn"
 
 
 def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a model and its tokenizer a padding token that is not the end token, if the vocabulary has one to spare.
 
+    One that ChatML or the tokenizer's own template writes is none to spare: as padding it would not be learnt any more.
     Where padding is the end token (or missing, and then usually made the end token), whoever masks padding by its id masks
     the end too, and the model never learns to stop.
     """
     end = tokenizer.eos_token_id
     if tokenizer.pad_token_id in (None, end):
         spare = {token.content: i for i, token in sorted(tokenizer.added_tokens_decoder.items())
-                 if token.special and i not in (tokenizer.bos_token_id, end)}
+                 if token.special and i not in (tokenizer.bos_token_id, end)
+                 and token.content not in f"{CHATML}{tokenizer.chat_template}"}
         named = [content for content in spare if "pad" in content.lower()]
         tokenizer.pad_token = next(iter([*named, *spare]), tokenizer.eos_token)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -47,7 +51,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[dict]) -> 
         raise ValueError(NO_TEMPLATE)
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
         coded = tokenizer.apply_chat_template(conversation, return_dict=True, return_assistant_tokens_mask=True)
-        return coded["input_ids"], [bool(m) for m in coded["assistant_masks"]]
+        ids, mask = coded["input_ids"], [bool(m) for m in coded["assistant_masks"]]
+        ends = sum(said and token == tokenizer.eos_token_id for token, said in zip(ids, mask))
+        if ends < sum(message["role"] == "assistant" for message in conversation):
+            raise ValueError(f"this chat template does not end what it marks as an answer with the tokenizer's end token "
+                             f"{tokenizer.eos_token!r}: {NEVER_STOP}")
+        return ids, mask
     whole, spans = tokenizer.apply_chat_template(conversation, tokenize=False), []
     for i, message in enumerate(conversation):
         if message["role"] == "assistant":
@@ -69,6 +78,5 @@ def _answer_end(tokenizer: PreTrainedTokenizerBase, whole: str, before: str, aft
     said, end = after[len(before) :], tokenizer.eos_token
     if end is None or end not in said:
         raise ValueError(f"this chat template ends an answer with {said[-20:]!r}, which does not hold the tokenizer's end "
-                         f"token {end!r}: the model would never learn to stop. Set tokenizer.eos_token to the token that "
-                         f"ends a turn")
+                         f"token {end!r}: {NEVER_STOP}")
     return len(before) + said.rindex(end) + len(end)

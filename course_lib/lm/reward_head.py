@@ -76,6 +76,8 @@ class RewardModel(nn.Module):
                 raise ValueError(f"layers is between 1 and {len(backbone.layers)}, got {layers}")
             backbone.layers = backbone.layers[:layers]
             backbone.config.num_hidden_layers = layers
+            if getattr(backbone.config, "layer_types", None):  # some models list them, and are saved only if all agrees
+                backbone.config.layer_types = backbone.config.layer_types[:layers]
         model = cls(backbone, pooling)
         width = model.head.in_features
         generator = torch.Generator().manual_seed(seed)

@@ -20,6 +20,9 @@ from course_lib.lm.decoding import HFDecoder, LlamaDecoder
 from course_lib.lm.logprobs import accepted, eval_mode, position_ids
 from course_lib.lm.tokenizer import CHAT_TEMPLATE
 
+NOT_FINITE = ("the model's logits are not finite: in fp16 numbers above 65504 overflow (Qwen2 is known for it), then choose "
+              "precision 'fp32' or 'bf16'; otherwise its training has diverged, load an earlier checkpoint")
+
 
 @dataclass
 class Rollouts:
@@ -81,9 +84,12 @@ def sample(
         whatever the batch size. (Up to rounding of the logits, which is felt in bfloat16, not in float32.)
     batch_size: rows decoded together; never less than the samples of one prompt.
 
-    Raises ValueError for an argument out of range, an empty prompt, or a prompt that fills the model's context.
+    Raises ValueError for an argument out of range, an empty prompt, a prompt that fills the model's context, logits that
+    are not finite, and a model whose adapter is switched off to judge (`lm.lora.adapter_off`).
     """
     _check(prompts, max_new_tokens, temperature, top_k, top_p, samples_per_prompt, stop, batch_size)
+    if not hasattr(model, "generation_config"):
+        raise ValueError("this is a reference, which only judges: sample inside `with policy.disable_adapter():`")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     for i, ids in enumerate(encoded):
@@ -124,6 +130,8 @@ def sample(
             noise = uniforms(seed, rows, steps)  # (R, T)
             _decode(model, decoder, out, rows, samples_per_prompt, noise, room[rows], draw, ends)
 
+    if out.logprobs.isnan().any():  # once, here: in the loop it would wait for the device
+        raise ValueError(NOT_FINITE)
     longest = int(out.completion_mask.sum(-1).max())
     out.completion_ids = out.completion_ids[:, :longest].contiguous()
     out.completion_mask = out.completion_mask[:, :longest].contiguous()
@@ -146,8 +154,8 @@ def _decode(model: nn.Module, decoder: HFDecoder | LlamaDecoder, out: Rollouts, 
         **accepted(model, position_ids=position_ids(mask), logits_to_keep=1),
     )
     logits = prefill.logits[:, -1].repeat_interleave(samples, 0)  # (R, vocab)
-    if logits.isnan().any():
-        raise ValueError("the model's logits are NaN: its training has diverged, load an earlier checkpoint")
+    if not logits.amax(-1).isfinite().all():  # NaN or inf, or nothing but -inf: a token that is forbidden is fine
+        raise ValueError(NOT_FINITE)
     decoder.begin(prefill.past_key_values, mask, samples, noise.shape[1])
     positions = mask.sum(-1).repeat_interleave(samples)  # (R,) of the next token
     live = torch.ones_like(rows, dtype=torch.bool)  # (R,) rows that have not ended
@@ -180,9 +188,12 @@ def _fullest(live: Tensor, most: int) -> Tensor:
 
 
 def draw_tokens(logits: Tensor, u: Tensor, *, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Invert the cumulative distribution at u in [0, 1): (R, vocab), (R,) -> tokens (R,), their log-probs (R,)."""
+    """Invert the cumulative distribution at u in [0, 1): (R, vocab), (R,) -> tokens (R,), their log-probs (R,), NaN where
+    the logits are not finite."""
     if temperature == 0:
-        return logits.argmax(-1), torch.zeros_like(u)
+        tokens = logits.argmax(-1)
+        best = logits.gather(-1, tokens[:, None])[:, 0].float()
+        return tokens, best - best  # 0
     probs = (logits.float() / temperature).softmax(-1)  # (R, V)
     order = None
     if top_k or top_p < 1:
@@ -193,6 +204,7 @@ def draw_tokens(logits: Tensor, u: Tensor, *, temperature: float, top_k: int, to
         probs = probs / probs.sum(-1, keepdim=True)
     cdf = probs.cumsum(-1)  # (R, C)
     index = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)  # (R, 1) the first with cdf > u * total
+    index = index.clamp(max=cdf.shape[-1] - 1)  # of NaN there is none
     tokens = index if order is None else order.gather(-1, index)
     return tokens[:, 0], probs.gather(-1, index)[:, 0].log()
 

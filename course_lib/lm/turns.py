@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_lib.lm.decoding import HFDecoder, LlamaDecoder
 from course_lib.lm.logprobs import accepted, eval_mode, position_ids
-from course_lib.lm.sampling import Rollouts, _decode, _ends, _eos_ids, draw_tokens, uniforms
+from course_lib.lm.sampling import NOT_FINITE, Rollouts, _decode, _ends, _eos_ids, draw_tokens, uniforms
 
 
 class Reader:
@@ -99,6 +99,8 @@ def sample_turn(reader: Reader, tokenizer: PreTrainedTokenizerBase, prompts: Seq
         _decode(_AsRead(read), decoder, out, rows, samples_per_prompt, uniforms(seed, rows, steps), room,
                 partial(draw_tokens, temperature=temperature, top_k=0, top_p=1.0),
                 partial(_ends, tokenizer=tokenizer, eos=eos, stop=()))
+    if out.logprobs.isnan().any():
+        raise ValueError(NOT_FINITE)
     longest = int(out.completion_mask.sum(1).max())
     for name in ("completion_ids", "completion_mask", "logprobs"):
         setattr(out, name, getattr(out, name)[:, :longest].contiguous())

@@ -20,7 +20,8 @@ class LearnedReward:
     """reward(prompts, completions, finished=...) -> list of floats.
 
     models: one reward model, or an ensemble that agrees on a tokenizer. combine: a name from `COMBINE`.
-    An answer that was not `finished` is judged without its END; one without any token counts as finished.
+    An answer that was not `finished` is judged without its END; one without any token counts as finished. Prompt and answer
+    may fill the shortest context of the models.
     """
 
     def __init__(self, models: RewardModel | Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase, *,
@@ -31,6 +32,8 @@ class LearnedReward:
         if not self.models:
             raise ValueError("an ensemble needs at least one reward model")
         self.tokenizer, self.combine, self.batch_size = tokenizer, combine, batch_size
+        self.max_length = min(getattr(model.backbone.config.get_text_config(), "max_position_embeddings", 2**31)
+                              for model in self.models)
         self.__name__ = "learned"  # TRL logs a reward under its name
 
     def __call__(self, prompts: Sequence, completions: Sequence, finished: Sequence[bool] | None = None, **columns
@@ -41,5 +44,6 @@ class LearnedReward:
         """The reward of each model for each answer: (M, N)."""
         finished = [True] * len(completions) if finished is None else finished
         texts = [text_of(c) for c in completions]
-        rows = [encode_answer(self.tokenizer, p, t, done or not t) for p, t, done in zip(prompts, texts, finished, strict=True)]
+        rows = [encode_answer(self.tokenizer, p, t, done or not t, self.max_length)
+                for p, t, done in zip(prompts, texts, finished, strict=True)]
         return torch.stack([model.score(rows, self.batch_size) for model in self.models])

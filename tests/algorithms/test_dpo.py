@@ -151,14 +151,30 @@ def test_pitfall_07_dropout_is_off_in_both_passes(tiny_lm):
     assert history[0]["margin"] == pytest.approx(0, abs=1e-4)
 
 
-def test_pitfall_30_options_that_a_loss_does_not_have_are_an_error(tiny_lm):
-    with pytest.raises(TypeError, match="label_smoothing"):
-        dpo.train(*tiny_lm, ROWS, DPOConfig(options={"label_smoothing": 0.1}))
+def test_pitfall_30_options_that_a_loss_does_not_have_are_an_error(tiny_lm, monkeypatch):
+    monkeypatch.setattr(dpo, "all_logprobs", lambda *_: pytest.fail("found only after the reference was read"))
+    for loss, options in (("sigmoid", {"label_smoothing": 0.1}), ("smoothed", {"smoothing": 0.1}), ("robust", {"beta": 0.1})):
+        with pytest.raises(ValueError, match=f"the loss '{loss}' has no option {next(iter(options))}"):
+            dpo.train(*tiny_lm, ROWS, DPOConfig(loss=loss, options=options))
     with pytest.raises(ValueError, match="loss is one of sigmoid"):
         dpo.train(*tiny_lm, ROWS, DPOConfig(loss="sigmod"))
     for loss in REFERENCE_FREE:
         with pytest.raises(ValueError, match="has no reference"):
             dpo.train(*tiny_lm, ROWS, DPOConfig(loss=loss), reference=tiny_lm[0])
+
+
+def test_ktos_answers_to_other_prompts_are_cut_to_max_length_too(tiny_lm, monkeypatch):
+    """A long prompt with a short answer stands before a short one with a long answer."""
+    rows = [{"prompt": "p" * 60, "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a" * 60, "rejected": "b"}]
+    lengths, logprobs = [], dpo.pair_logprobs
+
+    def measured(model, pairs, *rest):
+        lengths.extend(len(p.prompt) + len(answer) for p in pairs for answer in (p.chosen, p.rejected))
+        return logprobs(model, pairs, *rest)
+
+    monkeypatch.setattr(dpo, "pair_logprobs", measured)
+    dpo.train(*tiny_lm, rows, DPOConfig(loss="kto", max_length=80))
+    assert max(lengths) == 80
 
 
 @pytest.mark.parametrize(("evaluations", "expected"), [(2, [0, 3, 6]), (0, [0, 6])])

@@ -387,11 +387,14 @@ def test_an_overflow_by_the_scale_is_a_skipped_step_and_one_of_the_loss_an_error
     assert step(1e36) == 0.0 and torch.equal(weight, before) and weight.grad is None  # 1e36 * 65536 is infinite
     assert step(1.0) == pytest.approx(weight.numel() ** 0.5) and not torch.equal(weight, before)
     assert scale() == high / 2
-    with pytest.raises(training.TrainingDiverged):
+    with pytest.raises(training.TrainingDiverged, match="check the data, or precision 'fp16' overflows: try 'fp32'"):
         step(1.0, loss=float("nan"))
-    with pytest.raises(training.TrainingDiverged, match="gradient norm"):
+    with pytest.raises(training.TrainingDiverged, match="gradient norm.*try 'fp32'"):
         for _ in range(200):  # the scale falls and falls: it is not the scale
             step(float("inf"))
+    processes.begin(optimizers, "fp32")
+    with pytest.raises(training.TrainingDiverged, match="check the data$"):
+        step(1.0, loss=float("nan"))
 
 
 def test_actor_and_critic_share_one_scale(tiny_lm):

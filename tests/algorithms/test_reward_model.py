@@ -76,11 +76,26 @@ def test_pitfall_30_every_option_changes_the_result(model, tiny_lm, option, valu
 
     def weights(config):
         m = copy.deepcopy(model)
-        rm.train(m, tiny_lm[1], DATA, config)
+        rm.train(m, tiny_lm[1], [row for row in DATA if "margin" not in row], config)
         return torch.cat([p.detach().flatten() for p in m.parameters()])
 
     base = dataclasses.replace(EXACT, lr=5e-3, epochs=2, batch_size=2)
     assert not torch.allclose(weights(base), weights(dataclasses.replace(base, **{option: value})), atol=1e-6)
+
+
+SCORED = [{"prompt": PROMPT, "answers": ["aaa", "zz"], "scores": [2.0, -1.0]}] * 2
+
+
+@pytest.mark.parametrize(("data", "options", "says"), [
+    (DATA[2:], dict(loss="plackett-luce", smoothing=0.1), "smoothing does nothing .* 'plackett-luce'"),
+    (DATA, dict(loss="plackett-luce"), "'plackett-luce' has no margin"),
+    (SCORED, dict(loss="regression", smoothing=0.1), "smoothing does nothing .* 'regression'"),
+    (SCORED, dict(loss="regression", center=0.1), "center does nothing .* 'regression'"),
+    ([row | {"margin": 1.0} for row in SCORED], dict(loss="regression"), "'regression' has no margin"),
+])
+def test_pitfall_30_what_a_loss_does_not_use_is_refused(model, tiny_lm, data, options, says):
+    with pytest.raises(ValueError, match=says):
+        rm.train(model, tiny_lm[1], data, rm.RewardConfig(**options))
 
 
 def test_the_margin_of_a_row_enters_its_loss(model, tiny_lm):
@@ -123,8 +138,9 @@ def test_preferences_are_learnt(model, tiny_lm):
 
 
 def test_regression_learns_absolute_scores(model, tiny_lm):
-    data = [{"prompt": PROMPT, "answers": ["aaa", "zz"], "scores": [2.0, -1.0]}] * 8
-    rm.train(model, tiny_lm[1], data, dataclasses.replace(EXACT, loss="regression", epochs=40, lr=5e-3, batch_size=4))
+    history = rm.train(model, tiny_lm[1], SCORED * 4, dataclasses.replace(EXACT, loss="regression", epochs=40, lr=5e-3,
+                                                                          batch_size=4))
+    assert not any("accuracy" in entry for entry in history)  # no pair is compared
     assert rewards_of(model, tiny_lm[1], ["aaa", "zz"]).tolist() == pytest.approx([2.0, -1.0], abs=0.2)
 
 

@@ -52,6 +52,13 @@ def test_the_history_says_what_the_kl_costs():
         assert entry["penalised"] == pytest.approx(entry["reward"] - 0.5 * entry["kl"])
 
 
+def test_a_batch_of_one_episode_has_no_spread_and_can_be_saved(tmp_path):
+    agent = TableAgent(exact.TableLM(3, 3, seed=0))
+    config = RLHFConfig(steps=3, count=1, samples=1, baseline="running", checkpoint_every=1)
+    history = rlhf.train(agent, Letters(REWARD), config, reference=frozen(agent.model), checkpoint=tmp_path / "run")
+    assert [entry["advantage_std"] for entry in history] == [0.0] * 3
+
+
 def test_the_kl_of_the_history_estimates_the_exact_one():
     agent, history = run(RLHFConfig(steps=40, count=1, samples=2000, lr=0.05, beta=0.3))
     reference = exact.TableLM(3, 3, seed=0)

@@ -26,6 +26,14 @@ def words():
     return tokenizer
 
 
+def bare(*special):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])), eos_token="</s>", bos_token="<s>",
+                                   extra_special_tokens=list(special))
+
+
 def said(tokenizer, ids, mask):
     return tokenizer.decode([token for token, mine in zip(ids, mask) if mine])
 
@@ -65,13 +73,22 @@ def test_the_ids_begin_with_the_prompt_that_the_model_is_asked_with(words):
 
 def test_a_base_models_tokenizer_is_told_what_to_do(words):
     words.chat_template = None
-    with pytest.raises(ValueError, match="instruct version, or set tokenizer.chat_template"):
+    with pytest.raises(ValueError, match=r"instruct version, or set tokenizer.chat_template.*eos_token = '<\|im_end\|>'"):
         chat.encode(words, TALK)
 
 
-def test_pitfall_an_end_that_the_template_never_writes_is_refused(words):
-    words.chat_template, words.eos_token = unmarked(chat.CHATML), "<|end|>"
+@pytest.mark.parametrize("template", [unmarked(chat.CHATML), chat.CHATML])
+def test_pitfall_an_end_that_the_template_never_writes_is_refused(words, template):
+    words.chat_template, words.eos_token = template, "<|end|>"
     with pytest.raises(ValueError, match="never learn to stop. Set tokenizer.eos_token"):
+        chat.encode(words, TALK)
+
+
+def test_pitfall_an_end_outside_of_the_marks_is_refused(words):
+    end = "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    assert end in chat.CHATML
+    words.chat_template = chat.CHATML.replace(end, "{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>' }}")
+    with pytest.raises(ValueError, match="never learn to stop"):
         chat.encode(words, TALK)
 
 
@@ -93,14 +110,15 @@ def test_pitfall_padding_is_not_the_end(tiny_lm, words):
     assert words.pad_token == "<|pad|>" and model.config.pad_token_id == words.pad_token_id != words.eos_token_id
 
 
+@pytest.mark.parametrize("template", [None, "<|im_start|>{{ messages[0]['content'] }}<|turn|>"])
+def test_pitfall_padding_is_no_token_that_a_template_writes(tiny_lm, template):
+    tokenizer = bare("<|im_start|>", "<|im_end|>", "<|turn|>", "<file>")
+    tokenizer.chat_template = template
+    chat.set_padding(tiny_lm[0], tokenizer)
+    assert tokenizer.pad_token == ("<file>" if template else "<|turn|>")
+
+
 def test_padding_takes_a_special_token_to_spare_or_the_end_as_a_last_resort(tiny_lm):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    def bare(*special):
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])), eos_token="</s>", bos_token="<s>",
-                                       extra_special_tokens=list(special))
-
     for tokenizer, expected in ((bare("<file>"), "<file>"), (bare(), "</s>")):
         assert tokenizer.pad_token is None
         chat.set_padding(tiny_lm[0], tokenizer)

@@ -124,6 +124,20 @@ def test_adapter_off_is_the_start_whatever_the_adapter_learns(lora):
     assert not list(reference.parameters()) and live({"policy": model, "reference": reference})["reference"].total == 0
 
 
+def test_a_reference_is_not_sampled_from(lora):
+    model, tokenizer, _ = lora
+    with pytest.raises(ValueError, match="only judges: sample inside `with policy.disable_adapter"):
+        sample(adapter_off(model), tokenizer, ["Where is"], max_new_tokens=2)
+
+
+def test_pairs_are_judged_by_the_start_as_by_a_copy_of_it(lora):
+    model, tokenizer, before = lora
+    shaken(model)
+    pairs = dpo.encode_pairs(tokenizer, [{**row, "chosen": "eel", "rejected": "fly"} for row in ROWS])
+    judged, expected, adapted = (dpo.all_logprobs(m, pairs, 0, "fp32") for m in (adapter_off(model), before, model))
+    assert torch.allclose(judged, expected, atol=1e-4) and not torch.allclose(judged, adapted, atol=1e-2)
+
+
 def test_merged_is_the_adapted_model_in_plain_transformers(lora, tmp_path):
     model, tokenizer, _ = lora
     shaken(model)
@@ -161,7 +175,8 @@ def run(algorithm, model, tokenizer, reference):
                          sft.SFTConfig(lr=1e-2, precision="fp32", epochs=2, batch_size=2, log_every=1))
     if algorithm == "dpo":
         pairs = [{**row, "chosen": "eel", "rejected": "fly"} for row in ROWS]
-        return dpo.train(model, tokenizer, pairs, dpo.DPOConfig(lr=1e-2, precision="fp32", batch_size=3, epochs=2))
+        return dpo.train(model, tokenizer, pairs, dpo.DPOConfig(lr=1e-2, precision="fp32", batch_size=3, epochs=2),
+                         reference=reference)
     if algorithm == "rlhf":
         return rlhf.train(agent, environment, rlhf.RLHFConfig(**few), reference=reference)
     if algorithm == "grpo":

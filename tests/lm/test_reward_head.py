@@ -135,6 +135,18 @@ def test_saved_and_loaded_it_gives_the_same_rewards(model, tiny_lm, tmp_path):
     assert not [f.name for f in tmp_path.iterdir() if f.suffix in (".bin", ".pt", ".pkl")]
 
 
+def test_the_first_layers_of_a_model_that_lists_its_layers_are_saved_and_loaded_too(tiny_tokenizer, tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    lm = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                      num_attention_heads=2, num_key_value_heads=1)).eval()
+    model, rows = model_on(lm, "last", layers=1), rows_of(tiny_tokenizer)
+    model.save(tmp_path, tiny_tokenizer)
+    again, _ = load_reward_model(tmp_path, device="cpu")
+    assert len(again.backbone.layers) == 1 and len(lm.config.layer_types) == len(lm.model.layers) == 2
+    assert torch.equal(again.score(rows, precision="fp32"), model.score(rows, precision="fp32"))
+
+
 def test_pitfall_25_the_given_model_is_copied_and_left_alone(tiny_lm):
     lm, tokenizer = tiny_lm
     before = {name: p.clone() for name, p in lm.named_parameters()}

@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from course_lib.lm.decoding import HFDecoder, LlamaDecoder
 from course_lib.lm.logprobs import completion_logprobs
 from course_lib.lm.sampling import draw_tokens, mix, sample, uniforms
+from course_lib.lm.turns import Reader, sample_turn
 
 LLAMA = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
 ARCHITECTURES = {
@@ -260,8 +261,29 @@ def test_messages_without_a_chat_template_and_nan_logits_are_errors(tiny_tokeniz
     with pytest.raises(ValueError, match="chat template"):
         sample(model, tiny_tokenizer, [[{"role": "user", "content": "hi"}]], max_new_tokens=2)
     model.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="not finite: in fp16.*choose precision 'fp32' or 'bf16'; otherwise .*diverged"):
         sample(model, tiny_tokenizer, ["a"], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("read", [1, 3])
+@pytest.mark.parametrize(("token", "value"), [(7, "nan"), (7, "inf"), (slice(None), "-inf")])
+@pytest.mark.parametrize("options", [dict(), dict(temperature=0), dict(top_k=5, top_p=0.9)])
+def test_logits_that_are_not_finite_are_an_error_at_the_first_token_and_later(tiny_tokenizer, read, token, value, options):
+    """Those in the prefill, or those where the third token has been read. A token that is forbidden, -inf, is no error."""
+    def spoil(module, args, kwargs, output):
+        output.logits[:, -1, 8] = -torch.inf
+        if kwargs["position_ids"][0, -1] + 1 == read:
+            output.logits[0, -1, token] = float(value)
+
+    model = make_lm(tiny_tokenizer, eos_token_id=None)
+    model.generation_config.eos_token_id = tiny_tokenizer.eos_token = None
+    model.register_forward_hook(spoil, with_kwargs=True)
+    if read > 1:
+        assert sample(model, tiny_tokenizer, [[5], [6]], max_new_tokens=read - 1, **options).logprobs.isfinite().all()
+    for ask in (sample, lambda model, *rest, **more: sample_turn(Reader(model), *rest, **more)):
+        if ask is sample or "top_k" not in options:
+            with pytest.raises(ValueError, match="logits are not finite"):
+                ask(model, tiny_tokenizer, [[5], [6]], max_new_tokens=read + 1, **options)
 
 
 # Where a completion ends

@@ -39,6 +39,15 @@ def test_pitfall_13_a_truncated_answer_is_not_judged_as_finished(tiny_lm):
     assert len(reward(prompts=[PROMPT], completions=[""], finished=[False])) == 1  # nothing said: judged by its END
 
 
+def test_answers_may_be_as_long_as_the_shortest_context_of_the_models(tiny_lm):
+    members = models(tiny_lm[0], 2)
+    assert len(LearnedReward(members, tiny_lm[1])([PROMPT], ["a" * 100])) == 1
+    members[0].backbone.config.max_position_embeddings, members[1].backbone.config.max_position_embeddings = 1024, 512
+    assert len(LearnedReward(members, tiny_lm[1])([PROMPT], ["a" * 400])) == 1
+    with pytest.raises(ValueError, match="more than max_length 512"):
+        LearnedReward(members, tiny_lm[1])([PROMPT], ["a" * 600])
+
+
 def test_an_ensemble_combines_its_members(tiny_lm):
     members = models(tiny_lm[0], 3)
     asked = dict(prompts=[PROMPT] * 3, completions=ANSWERS)
