@@ -10,6 +10,7 @@ hub ("owner/name"), or one of `PRESETS`, which also knows how that data set's ow
 named by row and field, and refused; `bad="drop"` leaves such rows out, and says how many: large collections have some.
 """
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -226,16 +227,26 @@ def _json(path: Path) -> Iterable[dict]:
 
 
 def _csv(path: Path) -> Iterable[dict]:
-    """Every field is a text, an empty one too; `messages` is JSON."""
-    import pandas
-
-    for i, row in enumerate(pandas.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")):
-        if "messages" in row:
-            try:
-                row["messages"] = json.loads(row["messages"])
-            except ValueError as error:
-                raise ValueError(f"{path.name}, row {i}: field messages: not JSON ({error})") from None
-        yield row
+    """Every field is a text, an empty one too; `messages` is JSON. Names of columns are made different as pandas does it."""
+    csv.field_size_limit(1 << 30)  # by default a field of more than 128 KiB is an error, and a conversation may be longer
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            filled = (row for row in reader if row and not (len(row) == 1 and row[0].isspace()))
+            head = [name or f"Unnamed: {i}" for i, name in enumerate(next(filled, []))]
+            head = [f"{name}.{head[:i].count(name)}" if name in head[:i] else name for i, name in enumerate(head)]
+            for i, fields in enumerate(filled):
+                if len(fields) != len(head):
+                    raise ValueError(f"{path.name}, row {i}: not as many fields as the head has; a text with a comma needs quotes")
+                row = dict(zip(head, fields))
+                if "messages" in row:
+                    try:
+                        row["messages"] = json.loads(row["messages"])
+                    except ValueError as error:
+                        raise ValueError(f"{path.name}, row {i}: field messages: not JSON ({error})") from None
+                yield row
+        except csv.Error as error:
+            raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
 
 
 def _parquet(path: Path) -> Iterable[dict]:

@@ -169,6 +169,31 @@ def test_broken_files_are_named_by_their_row(tmp_path):
         conversations(tmp_path / "b.csv")
 
 
+@pytest.mark.parametrize(("text", "says"), [
+    ("prompt,answer\nSam has 3 apples, and eats 1,2\nAnn has 5 pens, and buys 4,9\n", "row 0: not as many fields as the head"),
+    ("prompt,answer\nSam has 3,2\nAnn has 5 pens, and buys 4,9\n", "row 1: not as many fields as the head"),
+    ("prompt,answer\nSam has 3,2\n\nAnn has 5 pens\n", "row 1: not as many fields as the head"),
+    ('prompt,answer\nSam has 3,2\n"Ann has 5 pens,9\n', "a.csv, line 3: unexpected end of data"),
+    ('prompt,answer\n"Sam" has 3,2\n', "a.csv, line 2: ',' expected"),
+    ("prompt,answer\n", "a.csv is empty"), ("", "a.csv is empty"),
+])
+def test_pitfall_a_csv_whose_texts_lack_quotes_is_refused(text, says, tmp_path):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=says):
+        questions(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("text", [
+    "prompt,answer\na?,1\nb?,2\n", "\nprompt,answer\n\na?,1\n  \nb?,2\n\n", "prompt,answer\r\na?,1\r\nb?,2\r\n",
+    '\ufeffprompt,answer\n"a?",1\nb?,"2"', ",prompt,answer,,prompt\n0,a?,1,,c\n1,b?,2,,d\n",
+    'prompt,answer,note\na?,1,"' + "long " * 50_000 + '"\nb?,2,\n',
+])
+def test_csvs_as_other_programs_write_them(text, tmp_path):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    rows = questions(tmp_path / "a.csv")
+    assert [(row["prompt"][0]["content"], row["answer"]) for row in rows] == [("a?", "1"), ("b?", "2")]
+
+
 def test_a_csv_holds_texts_even_where_they_look_like_numbers_or_like_nothing(tmp_path):
     file = write(tmp_path / "a.csv", [{"prompt": "1 + 6?", "answer": "007"}, {"prompt": "Who?", "answer": "NA"}])
     assert [row["answer"] for row in questions(file)] == ["007", "NA"]
