@@ -10,6 +10,7 @@ hub ("owner/name"), or one of `PRESETS`, which also knows how that data set's ow
 named by row and field, and refused; `bad="drop"` leaves such rows out, and says how many: large collections have some.
 """
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -164,15 +165,20 @@ def load(source, columns: tuple[str, ...], check: Callable[[dict], dict], *, pre
     kept, errors = [], []
     for i, row in enumerate(rows):
         try:
+            if not hasattr(row, "keys"):
+                raise BadRow("it is no object with columns")
             if missing := [c for c in needed if c not in row]:
                 hint = "" if known else "; rename={...} maps columns"
                 raise BadRow(f"there is no column {', '.join(missing)}; there are {', '.join(map(str, row))}{hint}")
             if known:
                 for column in needed:
-                    if not isinstance(row[column], str | list):
-                        raise BadRow(f"field {column}: {row[column]!r} ({type(row[column]).__name__}) is no text")
+                    if not isinstance(row[column], str | list if preset == "ultrafeedback" else str):
+                        raise BadRow(f"field {column}: {row[column]!r:.60} ({type(row[column]).__name__}) is no text")
                 row = known.convert(row)
-            kept.append(check({(rename or {}).get(old, old): value for old, value in row.items()}))
+            named = {(rename or {}).get(old, old): value for old, value in row.items()}
+            if len(named) < len(row):
+                raise BadRow(f"rename gives two columns one name; there are {', '.join(map(str, row))}")
+            kept.append(check(named))
         except BadRow as error:
             errors.append(f"{name}, row {i}: {error}")
             if bad == "refuse":
@@ -191,24 +197,35 @@ def _read(source, known: Preset | None, split: str | None, limit: int | None) ->
     """(name for messages, rows)."""
     if known:
         return known.hub, _from_hub(known.hub, known.config, split or known.split, limit)
-    if hasattr(source, "to_dict") and hasattr(source, "iloc"):
-        return "the frame", source.iloc[:limit].to_dict("records")
+    if isinstance(source, dict):  # a DatasetDict too
+        raise ValueError("give one split, such as data['train'], or a list of rows")
+    if hasattr(source, "to_dict") and hasattr(source, "iloc"):  # read from a parquet file, it has arrays for lists
+        rows = source.iloc[:limit].to_dict("records")
+        return "the frame", [{k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()} for row in rows]
     if not isinstance(source, str | Path):
         return "the rows", islice(source, limit)
     path = Path(source)
     if path.suffix in READERS:
         if not path.is_file():
             raise ValueError(f"no file '{path}': look at the path, which is relative to {Path.cwd()}")
-        return path.name, islice(READERS[path.suffix](path), limit)
+        return path.name, islice(_file(path), limit)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.exists():
         return str(source), _from_hub(str(source), None, split or "train", limit)
     raise ValueError(f"no data set {str(source)!r}: give a file ({', '.join(READERS)}), a frame, a list of dicts, a name of "
                      f"the hub like 'owner/name', or one of {', '.join(PRESETS)}")
 
 
+def _file(path: Path) -> Iterable[dict]:
+    """The rows of a file, whose name stands in what is said of a wrong encoding or broken JSON."""
+    try:
+        yield from READERS[path.suffix](path)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
 def _json_lines(path: Path) -> Iterable[dict]:
     """One object a line, read line by line so that a broken one is named; empty lines do not count."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028 too, which may stand in a text
     for i, line in enumerate(line for line in lines if line.strip()):
         try:
             row = json.loads(line)
@@ -221,21 +238,32 @@ def _json_lines(path: Path) -> Iterable[dict]:
 
 def _json(path: Path) -> Iterable[dict]:
     """A list of objects, or one object a line."""
-    text = path.read_text(encoding="utf-8").lstrip()
+    text = path.read_text(encoding="utf-8-sig").lstrip()
     return json.loads(text) if text.startswith("[") else _json_lines(path)
 
 
 def _csv(path: Path) -> Iterable[dict]:
-    """Every field is a text, an empty one too; `messages` is JSON."""
-    import pandas
-
-    for i, row in enumerate(pandas.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")):
-        if "messages" in row:
-            try:
-                row["messages"] = json.loads(row["messages"])
-            except ValueError as error:
-                raise ValueError(f"{path.name}, row {i}: field messages: not JSON ({error})") from None
-        yield row
+    """Every field is a text, an empty one too; `messages` is JSON. Names of columns are made different as pandas does it."""
+    csv.field_size_limit(1 << 30)  # by default a field of more than 128 KiB is an error, and a conversation may be longer
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            filled = (row for row in reader if row and not (len(row) == 1 and row[0].isspace()))
+            head = [name or f"Unnamed: {i}" for i, name in enumerate(next(filled, []))]
+            head = [f"{name}.{head[:i].count(name)}" if name in head[:i] else name for i, name in enumerate(head)]
+            for i, fields in enumerate(filled):
+                if len(fields) != len(head):
+                    raise ValueError(f"{path.name}, row {i}: not as many fields as the head has; a text with a comma needs "
+                                     f"quotes")
+                row = dict(zip(head, fields))
+                if "messages" in row:
+                    try:
+                        row["messages"] = json.loads(row["messages"])
+                    except ValueError as error:
+                        raise ValueError(f"{path.name}, row {i}: field messages: not JSON ({error})") from None
+                yield row
+        except csv.Error as error:
+            raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
 
 
 def _parquet(path: Path) -> Iterable[dict]:

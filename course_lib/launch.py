@@ -140,10 +140,10 @@ def read(name: str, file: Path, flags: dict[str, str]) -> tuple[Any, Any]:
     if not isinstance(said, dict):
         raise ValueError(f"{file} must hold lines like `lr: 1e-5`")
     given = {key: (value, f"{file}: {key}") for key, value in said.items()}
-    for key, text in flags.items():
-        given[key] = (yaml.safe_load(text), f"--{key}")
     parts = ALGORITHMS[name]
     hints = {key: hint for part in parts for key, hint in get_type_hints(part).items()}
+    for key, text in flags.items():
+        given[key] = (_flag(key, text, hints.get(key)), f"--{key}")
     values = {}
     for key, (value, place) in given.items():
         try:
@@ -159,6 +159,18 @@ def read(name: str, file: Path, flags: dict[str, str]) -> tuple[Any, Any]:
     one = settings(**{k: v for k, v in values.items() if k in {f.name for f in dataclasses.fields(settings)}})
     _check(one)
     return one, config(**{key: value for key, value in values.items() if key in names})
+
+
+def _flag(key: str, text: str, hint: Any) -> Any:
+    """What a flag says, read as YAML; for a setting that is a text, the flag's own where YAML reads no text, as in 2026-10-18."""
+    is_text = hint in (str, str | None)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
+        if is_text:
+            return text
+        raise ValueError(f"--{key}: {text!r} is not YAML") from None
+    return text if is_text and not isinstance(value, str | None) else value
 
 
 def typed(value: Any, hint: Any, place: str) -> Any:
@@ -394,6 +406,11 @@ def report(name: str, settings: Any, config: Any) -> str:
     """What would run: the model, the tokens, the memory of each role by formula, and whether the device holds it."""
     from transformers import AutoConfig, AutoTokenizer
 
+    from course_lib import artifacts, store
+
+    if settings.model in artifacts.models() and store.status(settings.model) != "ready":
+        raise ValueError(f"the model {settings.model} is not in the store, and a dry run trains nothing: "
+                         f"`python -m course_lib train {settings.model}` does")
     folder = folder_of(settings.model)
     tokenizer, count = AutoTokenizer.from_pretrained(folder), int(os.environ.get("WORLD_SIZE", 1))
     shape = memory.shape_of(AutoConfig.from_pretrained(folder))

@@ -75,6 +75,35 @@ def test_columns_can_be_renamed_and_others_stay(tmp_path):
     assert questions(file, rename={"question": "prompt"}) == [{"prompt": [user("Where?")], "answer": "7", "level": "2"}]
 
 
+@pytest.mark.parametrize("rows", [[{"question": "Where?", "prompt": "Old", "answer": "7"}],
+                                  [{"prompt": "Old", "question": "Where?", "answer": "7"}]])
+def test_pitfall_a_new_name_that_another_column_has_is_refused(rows):
+    with pytest.raises(ValueError, match="row 0: rename gives two columns one name; there are .*question"):
+        questions(rows, rename={"question": "prompt"})
+    assert questions(rows, rename={"question": "prompt", "prompt": "old"})[0]["prompt"] == [user("Where?")]
+
+
+def test_a_frame_read_from_a_file_has_arrays_for_lists(tmp_path):
+    def frame(rows):
+        return pandas.read_parquet(write(tmp_path / "a.parquet", rows))
+
+    assert conversations(frame(TALKS)) == [row["messages"] for row in TALKS]
+    pair = {"prompt": [user("Hi")], "chosen": [said("Hello.")], "rejected": [said("Go.")]}
+    assert preferences(frame([pair])) == [pair]
+    whole = {side: pair["prompt"] + pair[side] for side in ("chosen", "rejected")}
+    assert preferences(frame([whole]), preset="ultrafeedback") == [pair]
+
+
+def test_several_splits_and_rows_without_columns_are_said():
+    for given in (dict(train=SUMS), SUMS[0]):
+        with pytest.raises(ValueError, match=r"give one split, such as data\['train'\], or a list of rows"):
+            questions(given)
+    for row in (3, "text", ["text"]):
+        with pytest.raises(ValueError, match="row 1: it is no object with columns"):
+            texts([{"text": "a"}, row])
+        assert texts([{"text": "a"}, row], bad="drop") == ["a"]
+
+
 def test_what_is_no_source_is_said(tmp_path):
     for given, says in (("nothing", "give a file .*owner/name.*gsm8k"), (tmp_path / "no.jsonl", "no file"),
                         (tmp_path, "no data set")):
@@ -169,6 +198,51 @@ def test_broken_files_are_named_by_their_row(tmp_path):
         conversations(tmp_path / "b.csv")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_json_may_hold_any_character_and_begin_with_a_mark(name, start, tmp_path):
+    rows = [{"text": "one\u2028two"}, {"text": "and\x85three"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    for text in ("\n".join(lines), "\r\n".join(lines) + "\r\n", f"[{','.join(lines)}]")[: 2 if name == "a.jsonl" else 3]:
+        (tmp_path / name).write_bytes((start + text).encode())
+        assert texts(tmp_path / name) == [row["text"] for row in rows]
+
+
+def test_a_file_in_another_encoding_or_broken_is_named(tmp_path):
+    for name, content in (("a.jsonl", '{"text": "é"}'), ("a.json", '[{"text": "é"}]'), ("a.csv", "text\né\n")):
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match=f"^{name}: 'utf-8' codec can't decode"):
+            texts(tmp_path / name)
+    (tmp_path / "a.json").write_text('[{"text": "a"},]')
+    with pytest.raises(ValueError, match="^a.json: .*line 1"):
+        texts(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("prompt,answer\nSam has 3 apples, and eats 1,2\nAnn has 5 pens, and buys 4,9\n", "row 0: not as many fields as the head"),
+    ("prompt,answer\nSam has 3,2\nAnn has 5 pens, and buys 4,9\n", "row 1: not as many fields as the head"),
+    ("prompt,answer\nSam has 3,2\n\nAnn has 5 pens\n", "row 1: not as many fields as the head"),
+    ('prompt,answer\nSam has 3,2\n"Ann has 5 pens,9\n', "a.csv, line 3: unexpected end of data"),
+    ('prompt,answer\n"Sam" has 3,2\n', "a.csv, line 2: ',' expected"),
+    ("prompt,answer\n", "a.csv is empty"), ("", "a.csv is empty"),
+])
+def test_pitfall_a_csv_whose_texts_lack_quotes_is_refused(text, says, tmp_path):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=says):
+        questions(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("text", [
+    "prompt,answer\na?,1\nb?,2\n", "\nprompt,answer\n\na?,1\n  \nb?,2\n\n", "prompt,answer\r\na?,1\r\nb?,2\r\n",
+    '\ufeffprompt,answer\n"a?",1\nb?,"2"', ",prompt,answer,,prompt\n0,a?,1,,c\n1,b?,2,,d\n",
+    'prompt,answer,note\na?,1,"' + "long " * 50_000 + '"\nb?,2,\n',
+])
+def test_csvs_as_other_programs_write_them(text, tmp_path):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    rows = questions(tmp_path / "a.csv")
+    assert [(row["prompt"][0]["content"], row["answer"]) for row in rows] == [("a?", "1"), ("b?", "2")]
+
+
 def test_a_csv_holds_texts_even_where_they_look_like_numbers_or_like_nothing(tmp_path):
     file = write(tmp_path / "a.csv", [{"prompt": "1 + 6?", "answer": "007"}, {"prompt": "Who?", "answer": "NA"}])
     assert [row["answer"] for row in questions(file)] == ["007", "NA"]
@@ -188,6 +262,7 @@ def test_anthropic_hh(tmp_path):
                          ({"chosen": start + " a", "rejected": "\n\nHuman: Hm\n\nAssistant: a"}, "differ before their last turn"),
                          ({"chosen": start + " a", "rejected": start}, "field rejected is empty"),
                          ({"chosen": start + " a", "rejected": 5}, "field rejected: 5 \\(int\\) is no text"),
+                         ({"chosen": [user("Hi")], "rejected": [user("Hi")]}, "field chosen: .* \\(list\\) is no text"),
                          ({"chosen": start + " a"}, "there is no column rejected; there are chosen$")):
         with pytest.raises(ValueError, match=rf"row 1: .*{says}"):
             preferences([*rows, broken], preset="hh")
@@ -203,6 +278,7 @@ def test_ultrafeedback(tmp_path):
     assert conversations(file) == [row["messages"]]
     for broken, says in ((row | {"rejected": [user("When?"), said("No.")]}, "differ before their last message"),
                          (row | {"rejected": row["chosen"]}, "chosen and rejected are the same"),
+                         (row | {"chosen": "Here."}, "field chosen: 'Here.' is no list of messages"),
                          (row | {"chosen": [user("Where?"), said("")]}, r"field chosen\[1\].content is empty")):
         with pytest.raises(ValueError, match=rf"row 0: .*{says}"):
             preferences([broken], preset="ultrafeedback")
@@ -217,6 +293,8 @@ def test_gsm8k(tmp_path):
     assert maths_reward("####")(prompts=[""], completions=["so\n#### 1210"], answer=[got[0]["answer"]]) == [1.1]
     with pytest.raises(ValueError, match="row 0: field answer: there is no '####' in '7'"):
         questions([{"question": "3 + 4?", "answer": "7"}], preset="gsm8k")
+    with pytest.raises(ValueError, match=r"row 0: field answer: \['7'\] \(list\) is no text"):
+        questions([{"question": "3 + 4?", "answer": ["7"]}], preset="gsm8k")
 
 
 def test_tinystories(tmp_path):

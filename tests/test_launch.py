@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from course_lib import cli, launch, memory, setup_env
+from course_lib import cli, launch, memory, setup_env, store
 from course_lib.lm.model import load_lm, save_lm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +72,11 @@ def test_a_dry_run_trains_nothing(name, tiny, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_does_not_train_the_model_it_would_begin_with(tmp_path, capsys):
+    assert cli.main(["train", "sft", "--config", str(FILES["sft"]), "--model", "base", "--dry-run"]) == 1
+    assert "the model base is not in the store" in capsys.readouterr().err and not store.root().joinpath(".locks").exists()
+
+
 def test_a_dry_run_says_what_does_not_fit(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000)
     assert cli.main([*words("grpo", tiny, tmp_path / "out"), "--dry-run"]) == 0
@@ -117,6 +122,10 @@ def test_the_estimate_counts_the_roles_of_the_run(tiny, tmp_path):
     ({"steps": "many"}, "--steps must be a whole number, not 'many'"),
     ({"steps": 1.5}, "--steps must be a whole number, not 1.5"),
     ({"lr": "[1]"}, "--lr must be a number"),
+    ({"lr": "[x"}, "--lr: '[x' is not YAML"), ({"lr": "2026-13-45"}, "--lr: '2026-13-45' is not YAML"),
+    ({"data": "*.jsonl"}, "no data set '*.jsonl'"), ({"model": "%x"}, "no model '%x'"),
+    ({"precision": 16}, "precision is one of auto, fp32, bf16, fp16, not '16'"),
+    ({"output": "null"}, "--output must be a text, not None"),
     ({"scale": "maybe"}, "--scale must be true or false, not 'maybe'"),
     ({"precision": "half"}, "precision is one of auto, fp32, bf16, fp16, not 'half'"),
     ({"tracker": "paper"}, "tracker is one of None, tensorboard, trackio"),
@@ -193,6 +202,15 @@ def test_flags_win_and_yaml_numbers_are_numbers(tmp_path):
     settings, config = launch.read("grpo", tmp_path / "c.yaml", flags)
     assert (config.lr, config.steps, config.beta, config.clip_range) == (1e-5, 5, 1e-3, float("inf"))
     assert settings.gradient_checkpointing is True and config.clip_high is None
+
+
+@pytest.mark.parametrize(("said", "meant"), [
+    ("2026-10-18", "2026-10-18"), ("2026-13-45", "2026-13-45"), ("123", "123"), ("1e-5", "1e-5"), ("no", "no"), ("@run", "@run"),
+    ("[x", "[x"), ("[x]", "[x]"), ("%x", "%x"), ("a: b", "a: b"), ("a b", "a b"), ("'a b'", "a b"), ("null", None),
+])
+def test_a_flag_that_is_a_text_is_taken_as_it_is(said, meant):
+    settings, _ = launch.read("grpo", FILES["grpo"], {"reward": said})
+    assert settings.reward == meant
 
 
 @pytest.mark.parametrize("world", launch.WORLDS)

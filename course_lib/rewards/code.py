@@ -43,6 +43,10 @@ class CodeReward(RuleReward):
         if len(tests) != len(completions):
             raise ValueError(f"column tests has {len(tests)} entries for {len(completions)} completions")
         rows = [(program(text_of(c)), json.loads(t) if isinstance(t, str) else t) for c, t in zip(completions, tests)]
+        for _, row in rows:
+            for test in row:
+                if not (isinstance(test, list | tuple) and len(test) == 2 and isinstance(test[0], list | tuple)):
+                    raise ValueError(f"column tests: a test is [[arguments], expected], not {test!r:.60}")
         rows = [(source, [(tuple(arguments), expected) for arguments, expected in row]) for source, row in rows]
         unique = {repr(row): row for row in rows}
         judged = run_tests(*zip(*unique.values()), self.function, limits=self.limits) if unique else []

@@ -19,6 +19,7 @@ OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 def number(text: str) -> Fraction | None:
     """The number that the whole of `text` is, exactly, or None: "7", "-0.50", "3/4", "$1,234", "25%" (which is 25)."""
+    text = text.replace("\N{MINUS SIGN}", "-")
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.strip().lstrip("$").rstrip("%. "))
     if len(text) > 100 or not re.fullmatch(NUMBER, text, re.ASCII):
         return None
@@ -32,6 +33,7 @@ def final_answer(text: str, marker: str = "#", fallback: bool = False) -> Fracti
     marker: "#" for the world of sums, "####" for GSM8K (Cobbe et al. 2021). fallback: without a marker the last number of
         the text counts. An answer that has the marker but no number behind it never falls back.
     """
+    text = text.replace("\N{MINUS SIGN}", "-")
     before, found, behind = text.rpartition(marker)
     if found:
         return None if before.endswith(marker[0]) else number(behind)  # "##7" is not "#7"

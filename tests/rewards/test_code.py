@@ -71,6 +71,14 @@ def test_order_is_kept_among_equals():
     assert CodeReward()(prompts=[], completions=[], tests=[]) == []
 
 
+@pytest.mark.parametrize("tests", [
+    [{"input": 3, "output": 6}], [["ab", "ba"]], [[3, 6]], [[[3], 6, 1]], [[[3]]], [[[3], 6], None], ["ab"], [3]])
+def test_pitfall_misformed_tests_are_refused(tests):
+    for given in (tests, json.dumps(tests)):
+        with pytest.raises(ValueError, match=r"column tests: a test is \[\[arguments\], expected\], not"):
+            CodeReward()(prompts=["?"], completions=["def f(x): return 2 * x"], tests=[given])
+
+
 def test_missing_and_short_columns_are_named():
     with pytest.raises(ValueError, match="reward code needs the column tests; the data have city"):
         CodeReward()(prompts=["?"], completions=["a"], city=["x"])

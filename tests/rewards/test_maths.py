@@ -18,7 +18,7 @@ RIGHT = "5+8=13; 13-7=6 #6"
     ("-6/8", Fraction(-3, 4)), ("1,234,567.5", Fraction(2469135, 2)), ("$12", 12), ("25%", 25), ("18.", 18), ("007", 7),
     ("", None), ("six", None), ("1/0", None), ("1e5", None), ("inf", None), ("nan", None), ("1 2", None), ("1/2/3", None),
     ("7 apples", None), ("1,23", None), ("٣", None), ("½", None), ("1_000", None), ("0x1f", None), ("--7", None),
-    ("9" * 101, None),
+    ("9" * 101, None), ("\N{MINUS SIGN}7", -7), ("\N{MINUS SIGN}3/4", Fraction(-3, 4)), ("\N{EN DASH}7", None),
 ])
 def test_numbers(text, value):
     assert number(text) == value
@@ -56,6 +56,8 @@ def test_no_text_breaks_the_reward(text):
     ("13-7=6", "#", True, 6),
     ("it costs $1,250.50", "#", True, Fraction(2501, 2)),
     ("no number", "#", True, None),
+    ("the answer is \N{MINUS SIGN}6", "#", True, -6),
+    ("#\N{MINUS SIGN}6", "#", False, -6),
 ])
 def test_final_answers(text, marker, fallback, value):
     assert final_answer(text, marker, fallback) == value
@@ -95,6 +97,12 @@ def test_steps_are_found():
 def test_parts_say_why(text, right, form, steps):
     parts = maths(text, "6", steps_bonus=0.5)
     assert parts == {"right answer": right, "format": form, "right steps": pytest.approx(0.5 * steps)}
+
+
+def test_pitfall_a_real_minus_sign_is_a_sign():
+    assert maths("the answer is \N{MINUS SIGN}5", "5", fallback=True)["right answer"] == 0
+    assert maths("#\N{MINUS SIGN}5", "-5") == maths("#-5", "\N{MINUS SIGN}5") == {
+        "right answer": 1, "format": 0.1, "right steps": 0}
 
 
 def test_what_was_cut_off_earns_nothing_for_its_end():
