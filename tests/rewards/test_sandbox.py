@@ -333,11 +333,23 @@ def test_every_task_of_the_world_passes_its_own_tests():
      [((1,), "division by zero")]),
     ("def f(x):\n    match x:\n        case [a, *_]: return a\n        case {'k': v}: return v",
      [(([5, 6],), 5), (({"k": 7},), 7)]),
+    ("def f(x):\n    größe = 2 * x\n    return größe", [((3,), 6)]),
+    ("def f(): return '\\N{GREEK SMALL LETTER PI}'", [((), "π")]),
     ("def f(): return [None, float('inf'), -0.5, {(1, 'a'): [True]}]",
      [((), [None, float("inf"), -0.5, {(1, "a"): [True]}])]),
 ])
 def test_everyday_python_works(program, tests):
     assert run_tests([program], [tests]) == [sandbox.Verdict(len(tests), len(tests), "passed")]
+
+
+@pytest.mark.parametrize("path, name", [
+    ("x.__\uff43lass__", "__class__"), ("f.__\uff47lobals__", "__globals__"), ("f.__c\uff4fde__", "__code__"),
+    ("().__class__.__b\uff41se__", "__base__"), ("(i for i in [x]).\uff47i_frame", ".gi_frame"), ("int.\uff4dro()", ".mro"),
+    ("''.\uff46ormat(x)", ".format")])
+def test_full_width_letters_are_refused_by_the_name_they_stand_for(path, name):
+    """The parser makes plain letters of them: the name is what is refused, not that the letters are there."""
+    verdict, = run_tests([act(path)], [DOUBLE])
+    assert verdict.kind == "forbidden" and name in verdict.detail
 
 
 def test_a_program_may_change_its_argument_but_not_the_test():
