@@ -37,7 +37,8 @@ from dataclasses import asdict, dataclass
 from course_lib.rewards import sandbox_worker
 from course_lib.rewards.sandbox_worker import decode, encode, frame
 
-COMMAND = [sys.executable, "-I", "-S", "-B", sandbox_worker.__file__]  # no site-packages, no environment, no .pyc files
+COMMAND = [sys.executable, "-P", "-s", "-S", "-B", sandbox_worker.__file__]  # not our folder, no site-packages, no .pyc
+SETTINGS = {"PYTHONHASHSEED": "0"}  # all of the environment: a set's order is the same in all workers (-I would ignore it)
 SOURCE_LIMIT = 1 << 16  # characters of a program
 ERRORS = {"MemoryError": "memory", "OutputLimit": "output"}  # exceptions that are a kind of failure of their own
 
@@ -172,8 +173,8 @@ class _Worker:
         scratch = tempfile.mkdtemp(prefix="sandbox-")
         try:
             self.process = subprocess.Popen(
-                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env={},
-                cwd=scratch, start_new_session=True)
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+                env=SETTINGS, cwd=scratch, start_new_session=True)
             self.protections = json.loads(self.read(time.monotonic() + 20))
         except _Lost:
             self.close()
@@ -278,9 +279,10 @@ def _one(request: dict) -> tuple[str, list[list]]:
 
 def _once(request: dict) -> tuple[str, bytes]:
     """A program in a new process, where there is no fork."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}  # Windows needs some
     try:
         done = subprocess.run([*COMMAND, "--once"], input=json.dumps(request).encode(), stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=request["wall"])
+                              stderr=subprocess.DEVNULL, timeout=request["wall"], env=others | SETTINGS)
     except subprocess.TimeoutExpired:
         return "timeout", b""
     return ("output", b"") if len(done.stdout) > request["output"] else ("done", done.stdout)

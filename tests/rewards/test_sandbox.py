@@ -405,6 +405,49 @@ def test_the_tool():
     assert execute("").text == ""
 
 
+def test_what_a_program_prints_is_text_that_can_be_written():
+    """Half of a surrogate pair is no text: neither a tokenizer nor a file takes it."""
+    for code in ("print(chr(55357))", "class A:\n    def __repr__(self): return chr(55357)\nA()", "raise ValueError(chr(55357))"):
+        assert "\\ud83d" in execute(code).text.encode().decode()
+    for program in ("def f(x): raise ValueError(chr(55357))", "def f(x): return chr(55357)"):
+        assert "\\ud83d" in run_tests([program], [DOUBLE])[0].detail.encode().decode()
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_equal_programs_have_equal_results_whichever_worker_runs_them(fork, monkeypatch):
+    """The order of a set of texts goes by their hashes, which Python else draws anew in each process."""
+    if not fork:
+        monkeypatch.delattr(os, "fork")
+    seen = set()
+    for _ in range(4):
+        sandbox._close()  # the next program has a new worker
+        seen.add(execute("list({'a', 'b', 'c', 'd'})").value)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_no_setting_of_python_reaches_a_worker(fork, monkeypatch, tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    (tmp_path / "start.py").write_text("raise SystemExit")
+    settings = {"PYTHONPATH": tmp_path, "PYTHONHOME": tmp_path, "PYTHONSTARTUP": tmp_path / "start.py", "PYTHONINSPECT": 1,
+                "PYTHONOPTIMIZE": 1, "PYTHONHASHSEED": 7, "PYTHONPLATLIBDIR": "elsewhere", "PYTHONUSERBASE": tmp_path,
+                "PYTHONBREAKPOINT": "os.abort", "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "latin-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, str(value))
+    if not fork:
+        monkeypatch.delattr(os, "fork")
+    monkeypatch.setattr(sandbox, "_pools", {})
+    program = ("import os, sys\ndef f(x):\n    return sorted((n, v) for n, v in os.environ.items() if n.startswith('PYTHON')), "
+               "[p for p in sys.path if p.startswith(x)], sys.flags[:9]")
+    (how, events), = sandbox._run([request(program, [((str(tmp_path),), None)])], Limits(), guard=False)
+    sandbox._close()
+    variables, paths, flags = sandbox.decode(events[0][1])
+    assert how == "done" and variables == [("PYTHONHASHSEED", "0")] and paths == []
+    debug, inspect, interactive, optimize, no_pyc, no_user_site, no_site, ignore_environment, verbose = flags
+    assert (no_pyc, no_user_site, no_site) == (1, 1, 1)
+    assert (debug, inspect, interactive, optimize, ignore_environment, verbose) == (0,) * 6
+
+
 # ---- the parts -------------------------------------------------------------------------------------------------------
 
 PLAIN = st.recursive(
