@@ -110,7 +110,7 @@ def execute(code: str, *, limits: Limits = Limits()) -> Output:
     Nothing is kept from one call to the next.
     """
     (how, events), = _run([{"code": code}], limits)
-    found = {kind: data for kind, data in events if isinstance(data, str)}
+    found = {kind: _text(data) for kind, data in events if isinstance(data, str)}
     error = found.get("error")
     if how != "done" or ["end", None] not in events:
         kind = next((kind for kind in ("forbidden", "syntax") if kind in found), how)
@@ -138,7 +138,8 @@ def _judge(how: str, events: list[list], expected: list) -> Verdict:
                 else (how if how != "done" else "crashed", f"test {i + 1}: no result"))
     if failure is None and not clean:
         failure = (how if how != "done" else "crashed", "the program did not end as it should")
-    return Verdict(passed, len(expected), *(failure or ("passed",)))
+    kind, detail = failure or ("passed", "")
+    return Verdict(passed, len(expected), kind, _text(detail))
 
 
 def _same(a, b) -> bool:
@@ -157,6 +158,11 @@ def _show(data) -> str:
         return repr(decode(data))[:200]
     except (ValueError, TypeError, RecursionError):
         return "something that is not plain data"
+
+
+def _text(data: str) -> str:
+    """What a program said as text that can be written and tokenized: half of a surrogate pair becomes its escape."""
+    return data.encode("utf-8", "backslashreplace").decode()
 
 
 # ---- workers ---------------------------------------------------------------------------------------------------------
