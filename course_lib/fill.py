@@ -6,6 +6,7 @@ costs the first one nothing. Each artifact is built by a process of its own, `py
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -77,8 +78,14 @@ def fill(names: Iterable[str], jobs: int | None = None, until: float | None = No
                 running[recipe.name] = _start(recipe.name, jobs), recipe, time.monotonic()
                 del waiting[recipe.name]
             time.sleep(_POLL)
+    except KeyboardInterrupt:  # Ctrl-C reaches the children by themselves: they say so, and put away what is half-made
+        end = time.monotonic() + 10
+        for process, *_ in running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(end - time.monotonic(), 0))
+        raise
     finally:
-        for process, *_ in running.values():  # Ctrl-C reaches the children by themselves; anything else must not leave them
+        for process, *_ in running.values():  # nothing must be left running
             process.terminate()
             process.wait()
     if failed:

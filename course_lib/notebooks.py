@@ -142,7 +142,7 @@ def execute(
     env: dict[str, str] | None = None,
     startup: str = "",
 ) -> Result:
-    """Execute a notebook node in place, as "Run All" in JupyterLab would; what goes wrong in a cell is in the result.
+    """Execute a notebook node in place, as "Run All" in JupyterLab would; what goes wrong is in the result.
 
     `path` is where the notebook lives: its folder is the working directory. `timeout` is in seconds per cell, `env`
     adds environment variables, `startup` is a line of Python that the kernel runs first.
@@ -198,6 +198,8 @@ def execute(
     except DeadKernelError:
         reason = f"The kernel died (last seen at {result.peak_mb:.0f} MB): the machine may be out of memory."
         result.error = _failure(notebook, result, current, reason)
+    except (OSError, RuntimeError) as error:
+        result.error = f"{result.path.name}: the kernel did not start: {plain(str(error)).strip()}"
     finally:
         _kernels.remove(manager)
     result.seconds = time.perf_counter() - started

@@ -158,9 +158,8 @@ class Progress:
             self._display(" | ".join(display.live() for display in _open))
         elif sys.stderr.isatty():
             line = " | ".join(display.live() for display in _open)
-            line = line[: shutil.get_terminal_size().columns - 1]
-            print("\r" + line.ljust(self._width), end="", file=sys.stderr, flush=True)
-            self._width = len(line)
+            self._width = shutil.get_terminal_size().columns - 1  # all of it: another process may draw on the same line
+            print("\r" + line[: self._width].ljust(self._width), end="", file=sys.stderr, flush=True)
 
     def _wipe(self) -> None:
         if self._width:

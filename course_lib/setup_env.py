@@ -131,7 +131,7 @@ def ensure(arguments):
 
 
 def make_venv(root):
-    """The interpreter of the clone's `.venv`, which is made if it is missing or does not start."""
+    """The interpreter of the clone's `.venv`, which is made if it is missing, too old or does not start."""
     folder = root / ".venv"
     python = venv_python(folder)
     if starts(python):
@@ -146,9 +146,10 @@ def make_venv(root):
 
 
 def starts(python):
-    """Whether an interpreter runs and has pip."""
+    """Whether an interpreter runs, is new enough for the course, and has pip."""
+    probe = "import pip, sys; sys.exit(sys.version_info < (3, 11))"
     try:
-        return subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode == 0
+        return subprocess.run([str(python), "-c", probe], capture_output=True).returncode == 0
     except OSError:
         return False
 
@@ -219,7 +220,7 @@ def install(root, missing, own):
         begin = time.monotonic()
         code, log = run_pip([*wanted, "-c", str(pins)])
     if code != 0:
-        raise SetupError(explain_pip(log, own))
+        raise SetupError(explain_pip(log, own, [row for row in missing if row[2]]))
     left = unmet(root)
     if left:
         raise SetupError("pip ended well, but these are still not met: %s. Delete .venv and try again."
@@ -254,8 +255,9 @@ def run_pip(arguments):
     return process.wait(), "".join(lines)
 
 
-def explain_pip(log, own):
-    """Why `pip install` failed, and the mend. `own`: nothing but the course was in that environment."""
+def explain_pip(log, own, old=()):
+    """Why `pip install` failed, and the mend. `own`: nothing but the course was in that environment. `old`: rows as from
+    `unmet` of packages that are installed out of range."""
     network = ("NewConnectionError", "ConnectTimeout", "Max retries exceeded", "Temporary failure in name resolution",
                "getaddrinfo failed", "Network is unreachable", "ReadTimeout", "ProxyError", "Connection refused")
     if "No space left on device" in log or "Errno 28" in log:
@@ -267,6 +269,13 @@ def explain_pip(log, own):
         return ("The package index did not answer: setting up needs a network once, everything after it is offline.\n"
                 "Connect (behind a proxy: set HTTPS_PROXY), then try again.")
     conflict = "ResolutionImpossible" in log
+    if conflict and hosted():
+        if not old:
+            return "The packages of %s's image do not go with those of the course.\n%s" % (hosted(), tail(log))
+        return ("%s's image has %s, the course needs %s: it cannot run on this image as it is.\nChoose a newer image; or type: "
+                "pip install %s, restart the session and try again.\n%s" % (
+                    hosted(), ", ".join("%s %s" % (name, have) for name, _, have in old),
+                    ", ".join(wanted for _, wanted, _ in old), " ".join('"%s"' % wanted for _, wanted, _ in old), tail(log)))
     if "No matching distribution found" in log or (conflict and own):
         return ("No package for this machine (Python %d.%d, %s). Python 3.11 to 3.13 on 64-bit Linux, Windows or an "
                 "Apple-silicon Mac has them all.\n%s" % (*sys.version_info[:2], sys.platform, tail(log)))

@@ -253,6 +253,23 @@ def test_full_disk_is_said_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "the disk is full: base needs more\n"
 
 
+def test_store_that_cannot_be_written_is_said_without_a_traceback(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COURSE_STORE", str(tmp_path / "file" / "store"))
+    assert cli.main(["train", "base"]) == 1
+    said = capsys.readouterr().err
+    assert "set COURSE_STORE to a folder of your own" in said and "Traceback" not in said
+
+
+def test_other_errors_of_files_keep_their_traceback(monkeypatch):
+    def lost(argv):
+        raise FileNotFoundError(2, "No such file or directory", "a.json")
+
+    monkeypatch.setattr(setup_env, "ensure", lost)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["train"])
+
+
 def test_commands_without_a_clone_say_so(monkeypatch, capsys):
     monkeypatch.setattr(cli, "clone", lambda: None)
     assert cli.main(["run"]) == 2

@@ -1,6 +1,12 @@
 """Filling the store: in which order, how many at a time, and what happens when a training fails."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
 
 import pytest
 
@@ -43,8 +49,9 @@ class Fake:
     def terminate(self):
         self.returncode = -15
 
-    def wait(self):
-        pass
+    def wait(self, timeout=None):
+        if timeout is not None and self.returncode is None:
+            raise subprocess.TimeoutExpired(self.name, timeout)
 
 
 @pytest.fixture
@@ -104,6 +111,29 @@ def test_nothing_is_left_running_when_the_filling_is_stopped(started, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         fill(["sft"], jobs=2)
     assert [fake.returncode for fake in fakes] == [-15]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
+def test_a_training_that_is_stopped_has_time_to_clean_up(started, monkeypatch, tmp_path):
+    ready, done = tmp_path / "ready", tmp_path / "done"
+    child = (f"import pathlib, time\ntry:\n    pathlib.Path({str(ready)!r}).touch()\n    time.sleep(60)\n"
+             f"except KeyboardInterrupt:\n    time.sleep(0.5)\n    pathlib.Path({str(done)!r}).touch()")
+    children = []
+
+    def start(name, shares):
+        children.append(subprocess.Popen([sys.executable, "-c", child]))
+        return children[-1]
+
+    def stop(seconds):  # Ctrl-C in a terminal reaches all of its processes
+        if ready.exists():
+            children[0].send_signal(signal.SIGINT)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fill_module, "_start", start)
+    monkeypatch.setattr(fill_module, "time", types.SimpleNamespace(monotonic=time.monotonic, sleep=stop))
+    with pytest.raises(KeyboardInterrupt):
+        fill(["base"], jobs=1)
+    assert done.exists() and children[0].returncode == 0
 
 
 @pytest.fixture

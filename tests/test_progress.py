@@ -155,6 +155,15 @@ def test_a_shorter_line_covers_the_longer_one_before(terminal, clock):
         assert terminal.screen()[-1] == "x: [##########..........] 2/4 note short about 2.0 s left"
 
 
+def test_a_line_covers_the_longer_one_of_another_training(terminal, clock):
+    """Trainings side by side draw on the same line of the terminal; none knows what the others have drawn."""
+    with Progress("x", total=4) as bar:
+        terminal.write("\rpreferences: [####################] 40/40 loss 1.23 about 22 s left, said by another process")
+        clock.now += 1
+        bar.update()
+        assert terminal.screen()[-1] == "x: [#####...............] 1/4 about 3.0 s left"
+
+
 def test_nested_displays_leave_one_line(terminal, clock):
     with Progress("seeds", total=2, unit="run") as outer:
         for seed in range(2):

@@ -162,6 +162,26 @@ def test_conflict_in_an_active_environment_is_explained(machine):
         setup_env.ensure(["run"])
 
 
+def test_package_of_a_hosted_image_that_is_too_old_is_named(machine, monkeypatch):
+    """There no environment can be left, and nothing is made for the course."""
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    machine.patch(setup_env.metadata, "distributions", lambda: [])
+    machine.installed.update(torch="2.9.1+cu126")
+    machine.code, machine.log = 1, "ERROR: Cannot install torch>=2.11 because ... ResolutionImpossible: for help visit"
+    with pytest.raises(SetupError, match=r"Kaggle's image has torch 2\.9\.1\+cu126, the course needs torch>=2\.11") as caught:
+        setup_env.ensure(["run"])
+    assert 'pip install "torch>=2.11"' in str(caught.value) and "Deactivate" not in str(caught.value)
+
+
+def test_conflict_on_a_hosted_image_without_an_old_package(machine, monkeypatch):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
+    machine.patch(setup_env.metadata, "distributions", lambda: [])
+    machine.code, machine.log = 1, "ERROR: Cannot install nbval ... ResolutionImpossible: for help visit"
+    with pytest.raises(SetupError, match="Colab's image do not go with those of the course") as caught:
+        setup_env.ensure(["run"])
+    assert "ResolutionImpossible" in str(caught.value) and "Deactivate" not in str(caught.value)
+
+
 def test_missing_venv_module_is_explained(machine, monkeypatch):
     def run(command, **kwargs):
         (machine.root / ".venv").mkdir(exist_ok=True)  # what a failed attempt leaves behind
@@ -182,6 +202,16 @@ def test_venv_that_does_not_start_is_made_anew(machine, monkeypatch):
     assert ran == [[sys.executable, "-m", "venv", "--clear", str(machine.root / ".venv")]]
     setup_env.make_venv(machine.root)
     assert len(ran) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for an old Python is a shell script")
+@pytest.mark.parametrize("version, good", [("(3, 10, 14)", False), ("(3, 11, 0)", True)])
+def test_venv_of_a_python_that_is_too_old_does_not_count(tmp_path, version, good):
+    python = tmp_path / "python"
+    code = f"import sys; sys.version_info = {version}; exec(sys.argv[2])"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
+    python.chmod(0o755)
+    assert setup_env.starts(python) is good
 
 
 def test_short_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):

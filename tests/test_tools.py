@@ -155,6 +155,11 @@ def test_what_a_tool_says_is_text_even_if_it_spells_the_end(tiny_tokenizer):
     assert tiny_tokenizer.decode(ids) == "<|tool|><|end|><|assistant|>answer: 8<|end|><|assistant|>"
 
 
+def test_half_of_a_surrogate_pair_ends_no_training(tiny_tokenizer):
+    output, valid = tools.use(tools.TOOLS, 'python("print(chr(55357))")')
+    assert valid and "\\ud83d" in tiny_tokenizer.decode(tools.tool_turn(tiny_tokenizer, output))
+
+
 # ---- training --------------------------------------------------------------------------------------------------------
 
 

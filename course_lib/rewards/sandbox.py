@@ -37,7 +37,8 @@ from dataclasses import asdict, dataclass
 from course_lib.rewards import sandbox_worker
 from course_lib.rewards.sandbox_worker import decode, encode, frame
 
-COMMAND = [sys.executable, "-I", "-S", "-B", sandbox_worker.__file__]  # no site-packages, no environment, no .pyc files
+COMMAND = [sys.executable, "-P", "-s", "-S", "-B", sandbox_worker.__file__]  # not our folder, no site-packages, no .pyc
+SETTINGS = {"PYTHONHASHSEED": "0"}  # all of the environment: a set's order is the same in all workers (-I would ignore it)
 SOURCE_LIMIT = 1 << 16  # characters of a program
 ERRORS = {"MemoryError": "memory", "OutputLimit": "output"}  # exceptions that are a kind of failure of their own
 
@@ -109,7 +110,7 @@ def execute(code: str, *, limits: Limits = Limits()) -> Output:
     Nothing is kept from one call to the next.
     """
     (how, events), = _run([{"code": code}], limits)
-    found = {kind: data for kind, data in events if isinstance(data, str)}
+    found = {kind: _text(data) for kind, data in events if isinstance(data, str)}
     error = found.get("error")
     if how != "done" or ["end", None] not in events:
         kind = next((kind for kind in ("forbidden", "syntax") if kind in found), how)
@@ -137,7 +138,8 @@ def _judge(how: str, events: list[list], expected: list) -> Verdict:
                 else (how if how != "done" else "crashed", f"test {i + 1}: no result"))
     if failure is None and not clean:
         failure = (how if how != "done" else "crashed", "the program did not end as it should")
-    return Verdict(passed, len(expected), *(failure or ("passed",)))
+    kind, detail = failure or ("passed", "")
+    return Verdict(passed, len(expected), kind, _text(detail))
 
 
 def _same(a, b) -> bool:
@@ -158,6 +160,11 @@ def _show(data) -> str:
         return "something that is not plain data"
 
 
+def _text(data: str) -> str:
+    """What a program said as text that can be written and tokenized: half of a surrogate pair becomes its escape."""
+    return data.encode("utf-8", "backslashreplace").decode()
+
+
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
 
@@ -172,8 +179,8 @@ class _Worker:
         scratch = tempfile.mkdtemp(prefix="sandbox-")
         try:
             self.process = subprocess.Popen(
-                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env={},
-                cwd=scratch, start_new_session=True)
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+                env=SETTINGS, cwd=scratch, start_new_session=True)
             self.protections = json.loads(self.read(time.monotonic() + 20))
         except _Lost:
             self.close()
@@ -278,9 +285,10 @@ def _one(request: dict) -> tuple[str, list[list]]:
 
 def _once(request: dict) -> tuple[str, bytes]:
     """A program in a new process, where there is no fork."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}  # Windows needs some
     try:
         done = subprocess.run([*COMMAND, "--once"], input=json.dumps(request).encode(), stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=request["wall"])
+                              stderr=subprocess.DEVNULL, timeout=request["wall"], env=others | SETTINGS)
     except subprocess.TimeoutExpired:
         return "timeout", b""
     return ("output", b"") if len(done.stdout) > request["output"] else ("done", done.stdout)

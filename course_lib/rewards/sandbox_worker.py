@@ -26,6 +26,7 @@ import struct
 import sys
 import time
 import types
+import unicodedata  # noqa: F401  the parser needs it; later there is no file system
 from fractions import Fraction
 
 try:

@@ -65,6 +65,20 @@ def test_hung_cell_and_dead_kernel_end(write):
 
 
 @pytest.mark.slow
+def test_a_kernel_that_does_not_start_is_a_result_and_the_others_go_on(write, monkeypatch):
+    environment, calls = notebooks._environment, []
+
+    def broken_at_first(extra):
+        calls.append(extra)
+        return environment(extra | ({"PYTHONHOME": "/nonexistent"} if len(calls) == 1 else {}))
+
+    monkeypatch.setattr(notebooks, "_environment", broken_at_first)
+    results = notebooks.run([write("01_first", "1 + 1"), write("02_second", "1 + 1")])
+    assert [(r.name, r.ok) for r in results] == [("01_first", False), ("02_second", True)]
+    assert results[0].error.startswith("01_first.ipynb: the kernel did not start: Kernel died")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 def test_interrupt_lets_the_cell_clean_up_and_ends_the_kernel(write, tmp_path):
     marker, pid = tmp_path / "cleaned", tmp_path / "pid"

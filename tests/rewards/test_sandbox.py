@@ -333,11 +333,23 @@ def test_every_task_of_the_world_passes_its_own_tests():
      [((1,), "division by zero")]),
     ("def f(x):\n    match x:\n        case [a, *_]: return a\n        case {'k': v}: return v",
      [(([5, 6],), 5), (({"k": 7},), 7)]),
+    ("def f(x):\n    größe = 2 * x\n    return größe", [((3,), 6)]),
+    ("def f(): return '\\N{GREEK SMALL LETTER PI}'", [((), "π")]),
     ("def f(): return [None, float('inf'), -0.5, {(1, 'a'): [True]}]",
      [((), [None, float("inf"), -0.5, {(1, "a"): [True]}])]),
 ])
 def test_everyday_python_works(program, tests):
     assert run_tests([program], [tests]) == [sandbox.Verdict(len(tests), len(tests), "passed")]
+
+
+@pytest.mark.parametrize("path, name", [
+    ("x.__\uff43lass__", "__class__"), ("f.__\uff47lobals__", "__globals__"), ("f.__c\uff4fde__", "__code__"),
+    ("().__class__.__b\uff41se__", "__base__"), ("(i for i in [x]).\uff47i_frame", ".gi_frame"), ("int.\uff4dro()", ".mro"),
+    ("''.\uff46ormat(x)", ".format")])
+def test_full_width_letters_are_refused_by_the_name_they_stand_for(path, name):
+    """The parser makes plain letters of them: the name is what is refused, not that the letters are there."""
+    verdict, = run_tests([act(path)], [DOUBLE])
+    assert verdict.kind == "forbidden" and name in verdict.detail
 
 
 def test_a_program_may_change_its_argument_but_not_the_test():
@@ -391,6 +403,49 @@ def test_the_tool():
     assert execute("while True: pass", limits=QUICK).error == "timeout"
     assert execute("10 ** 10 ** 10", limits=QUICK).error == "timeout"
     assert execute("").text == ""
+
+
+def test_what_a_program_prints_is_text_that_can_be_written():
+    """Half of a surrogate pair is no text: neither a tokenizer nor a file takes it."""
+    for code in ("print(chr(55357))", "class A:\n    def __repr__(self): return chr(55357)\nA()", "raise ValueError(chr(55357))"):
+        assert "\\ud83d" in execute(code).text.encode().decode()
+    for program in ("def f(x): raise ValueError(chr(55357))", "def f(x): return chr(55357)"):
+        assert "\\ud83d" in run_tests([program], [DOUBLE])[0].detail.encode().decode()
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_equal_programs_have_equal_results_whichever_worker_runs_them(fork, monkeypatch):
+    """The order of a set of texts goes by their hashes, which Python else draws anew in each process."""
+    if not fork:
+        monkeypatch.delattr(os, "fork")
+    seen = set()
+    for _ in range(4):
+        sandbox._close()  # the next program has a new worker
+        seen.add(execute("list({'a', 'b', 'c', 'd'})").value)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_no_setting_of_python_reaches_a_worker(fork, monkeypatch, tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    (tmp_path / "start.py").write_text("raise SystemExit")
+    settings = {"PYTHONPATH": tmp_path, "PYTHONHOME": tmp_path, "PYTHONSTARTUP": tmp_path / "start.py", "PYTHONINSPECT": 1,
+                "PYTHONOPTIMIZE": 1, "PYTHONHASHSEED": 7, "PYTHONPLATLIBDIR": "elsewhere", "PYTHONUSERBASE": tmp_path,
+                "PYTHONBREAKPOINT": "os.abort", "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "latin-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, str(value))
+    if not fork:
+        monkeypatch.delattr(os, "fork")
+    monkeypatch.setattr(sandbox, "_pools", {})
+    program = ("import os, sys\ndef f(x):\n    return sorted((n, v) for n, v in os.environ.items() if n.startswith('PYTHON')), "
+               "[p for p in sys.path if p.startswith(x)], sys.flags[:9]")
+    (how, events), = sandbox._run([request(program, [((str(tmp_path),), None)])], Limits(), guard=False)
+    sandbox._close()
+    variables, paths, flags = sandbox.decode(events[0][1])
+    assert how == "done" and variables == [("PYTHONHASHSEED", "0")] and paths == []
+    debug, inspect, interactive, optimize, no_pyc, no_user_site, no_site, ignore_environment, verbose = flags
+    assert (no_pyc, no_user_site, no_site) == (1, 1, 1)
+    assert (debug, inspect, interactive, optimize, ignore_environment, verbose) == (0,) * 6
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------
