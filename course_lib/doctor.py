@@ -127,7 +127,7 @@ def kernel() -> list[Finding]:
     seconds = time.perf_counter() - begin
     client.stop_channels()
     manager.shutdown_kernel(now=True)
-    own = os.path.basename(command) == command or Path(command).resolve() == Path(sys.executable).resolve()
+    own = os.path.basename(command) == command or Path(command).parent.resolve() == Path(sys.executable).parent.resolve()
     if not own:
         return [Finding("warn", "kernel", f"the default kernel is another Python: {command}",
                         f'{mend}, or choose the kernel "Python 3" of this environment in JupyterLab.')]

@@ -115,6 +115,9 @@ def sync(path: Path) -> None:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot do this for folders
+                    raise
             finally:
                 os.close(descriptor)
     else:

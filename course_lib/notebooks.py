@@ -4,6 +4,7 @@
 come with JupyterLab and are imported when they are used.
 """
 
+import atexit
 import json
 import math
 import os
@@ -199,6 +200,8 @@ def execute(
         reason = f"The kernel died (last seen at {result.peak_mb:.0f} MB): the machine may be out of memory."
         result.error = _failure(notebook, result, current, reason)
     except (OSError, RuntimeError) as error:
+        if client.km is None:  # nbclient has cleaned up, and would do it again, and fail, when this process ends
+            atexit.unregister(client._cleanup_kernel)
         result.error = f"{result.path.name}: the kernel did not start: {plain(str(error)).strip()}"
     finally:
         _kernels.remove(manager)

@@ -78,6 +78,19 @@ def test_kernel_of_another_python(monkeypatch):
     assert finding.level == "warn" and "/somewhere/else/python" in finding.text and finding.mend
 
 
+def test_kernel_of_another_environment_of_the_same_python(monkeypatch, tmp_path):
+    """Both interpreters are links to one file: what tells environments apart is the folder."""
+    import jupyter_client.kernelspec as kernelspec
+    import jupyter_client.manager as manager
+
+    (tmp_path / "python").symlink_to(sys.executable)
+    silent = SimpleNamespace(stop_channels=lambda: None, shutdown_kernel=lambda now: None)
+    monkeypatch.setattr(manager, "start_new_kernel", lambda **_: (silent, silent))
+    for command, level in ((str(tmp_path / "python"), "warn"), (sys.executable, "ok"), ("python", "ok")):
+        monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", lambda self, name: SimpleNamespace(argv=[command]))
+        assert only(doctor.kernel()).level == level
+
+
 def test_kernel_missing_or_dying(monkeypatch):
     import jupyter_client.kernelspec as kernelspec
     import jupyter_client.manager as manager

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -683,3 +684,21 @@ def test_reading_what_is_not_json_names_the_file(tmp_path, text):
     (tmp_path / "h.json").write_text(text)
     with pytest.raises(ValueError, match=r"h\.json is not JSON"):
         store.load_json(tmp_path / "h.json")
+
+
+@pytest.mark.parametrize("code, fine", [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_sync_folders_keeps_the_artifact(monkeypatch, code, fine):
+    fsync = os.fsync
+
+    def files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    recipe = Recipe("demo", lambda folder, progress: store.save_json(folder / "a.json", {}), {})
+    if fine:
+        assert store.get(recipe).is_dir()
+    else:
+        with pytest.raises(OSError, match="Input/output"):
+            store.get(recipe)

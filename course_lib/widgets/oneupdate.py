@@ -44,6 +44,8 @@ class OneUpdateState:
         for name, options in known.items():
             if chosen[name] not in options:
                 raise ValueError(f"{name} is one of {', '.join(options)}, not {chosen[name]!r}")
+        if chosen["baseline"] == "leave-one-out" and SAMPLES[chosen["samples"]] == 1:
+            raise ValueError("leave-one-out compares an answer with others: draw at least two samples.")
         self.reward, self.baseline, self.samples, self.lr = (chosen[n] for n in ("reward", "baseline", "samples", "lr"))
         self._update()
 
@@ -70,8 +72,6 @@ class OneUpdateState:
         logp = self.model().detach()
         p, reward = logp.exp(), torch.tensor([REWARDS[self.reward](text) for text in self.texts])
         n = SAMPLES[self.samples]
-        if self.baseline == "leave-one-out" and n == 1:
-            raise ValueError("leave-one-out compares an answer with others: draw at least two samples.")
         if n:
             drawn = torch.multinomial(p, n, replacement=True, generator=torch.Generator().manual_seed(self.draw))
             weight = torch.bincount(drawn, minlength=len(p)) / n  # (S,) share among the samples
@@ -146,8 +146,12 @@ class OneUpdate(View):
         }
         self.buttons = {name: ipywidgets.Button(description=name) for name in ("other samples", "take the step", "start again")}
         super().__init__(state, [row(*self.controls.values()), row(*self.buttons.values())])
-        for name, control in self.controls.items():
-            control.observe(lambda change, name=name: self.act(lambda value: state.choose(**{name: value}), change["new"]),
-                            names="value")
+        for control in self.controls.values():
+            control.observe(lambda change: self.act(self._do), names="value")
         for button, action in zip(self.buttons.values(), (state.redraw, state.step, state.reset)):
-            button.on_click(lambda _, action=action: self.act(action))
+            button.on_click(lambda _, action=action: self.act(self._do, action))
+
+    def _do(self, action=lambda: None) -> None:
+        """`action` with what the controls say now: where that does not go together, nothing is done."""
+        self.state.choose(**{name: control.value for name, control in self.controls.items()})
+        action()

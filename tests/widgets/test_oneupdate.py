@@ -69,6 +69,16 @@ def test_what_does_not_go_is_an_error(choice):
         OneUpdateState().choose(**choice)
 
 
+def test_what_is_refused_changes_nothing():
+    state = OneUpdateState(samples="1")
+    said = state.text()
+    with pytest.raises(ValueError, match="at least two samples"):
+        state.choose(baseline="leave-one-out")
+    assert (state.samples, state.baseline, state.text()) == ("1", "none", said)
+    state.step()
+    assert "Update 2, from 1 sampled answer, baseline: none" in state.summary()
+
+
 def test_the_controls_drive_the_state():
     widget = OneUpdate()
     first = widget.picture.value
@@ -80,3 +90,7 @@ def test_the_controls_drive_the_state():
     assert "Update 2" in widget.picture.value
     widget.controls["samples"].value = "1"
     assert "at least two samples" in widget.picture.value
+    widget.buttons["take the step"].click()  # refused as well, and nothing has moved
+    assert "at least two samples" in widget.picture.value and widget.state.taken == 1
+    widget.controls["baseline"].value = "mean"
+    assert "Update 2, from 1 sampled answer, baseline: mean" in widget.picture.value
