@@ -123,7 +123,7 @@ def test_the_estimate_counts_the_roles_of_the_run(tiny, tmp_path):
     ({"steps": 1.5}, "--steps must be a whole number, not 1.5"),
     ({"lr": "[1]"}, "--lr must be a number"),
     ({"lr": "[x"}, "--lr: '[x' is not YAML"), ({"lr": "2026-13-45"}, "--lr: '2026-13-45' is not YAML"),
-    ({"data": "*.jsonl"}, "no data set '*.jsonl'"), ({"model": "%x"}, "no model '%x'"),
+    ({"data": "*.jsonl"}, "no file '*.jsonl'"), ({"model": "%x"}, "no model '%x'"),
     ({"precision": 16}, "precision is one of auto, fp32, bf16, fp16, not '16'"),
     ({"output": "null"}, "--output must be a text, not None"),
     ({"scale": "maybe"}, "--scale must be true or false, not 'maybe'"),
