@@ -703,10 +703,8 @@ table(["question", "the start", "leave-one-out", bad], [
 # - **Advantages carry a gradient**, or the baseline looks at the answer it judges: the estimate is biased.
 # - **Another temperature when log-probs are recomputed** than the one of sampling: the gradient belongs to another
 #   policy.
-# - **Answers that were cut off** are paid as if they were finished. `Questions(..., unfinished=...)` says what they
-#   get.
-# - **All answers to a prompt score the same**: leave-one-out is 0 and nothing is learnt. Too hard and too easy look
-#   alike.
+# - **Answers that were cut off** are paid as if they were finished. `Questions(..., unfinished=...)` says what they get.
+# - **All answers to a prompt score the same**: leave-one-out is 0 and nothing is learnt. Too hard and too easy look alike.
 # - **One number for the whole answer**: every token gets the same credit, also those that did no harm and no good.
 #
 # ## Scale it up
