@@ -179,11 +179,11 @@ def test_without_time_for_the_first_training_nothing_is_begun(started, clock):
 
 
 def test_where_time_is_short_what_was_named_first_is_trained(started, clock, monkeypatch):
-    """The longest chain is that of `late`; there is time for two studies of 100 s after the base model, side by side."""
+    """The longest chain is that of `late`, which would fit as well; after the base model there are 130 s for two at a time."""
     studies = {name: recipe(name, (BASE,), seconds=60 if name == "late" else 50) for name in ("c", "a", "late", "b")}
     for name, study in studies.items():
         monkeypatch.setitem(ALL, name, study)
-    assert fill(studies, jobs=2, until=clock[0] + 400 + 110) == 3
+    assert fill(studies, jobs=2, until=clock[0] + 400 + 130) == 3
     assert started == ["base", "c", "a"]
 
 
