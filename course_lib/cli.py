@@ -163,10 +163,10 @@ def run(options, argv):
         if not result.ok:
             print(result.error, flush=True)
 
-    if not options.names and not options.smoke:
+    if not options.smoke:
         from course_lib import artifacts
 
-        fill_store(artifacts.names())
+        fill_store(set().union(*map(notebooks.artifacts_in, paths)) if options.names else artifacts.names())
     jobs = min(jobs_here(), len(paths))
     print("Running %d notebook%s%s." % (
         len(paths), "s" * (len(paths) != 1), ", %d at a time" % jobs if jobs > 1 else ""), flush=True)

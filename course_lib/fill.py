@@ -1,7 +1,8 @@
 """Fill the store: train what is missing, several artifacts at a time.
 
 The course's models are so small that a second thread makes a training little faster; a second training on the second core
-costs the first one nothing. Each artifact is built by a process of its own, `python -m course_lib train NAME`.
+costs the first one nothing. Each artifact is built by a process of its own, `python -m course_lib train NAME`. Only the base
+model, for which nearly all others wait, has the machine for itself.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def fill(names: Iterable[str], jobs: int | None = None, until: float | None = No
     """Train what is missing of the artifacts `names`; returns how many were trained.
 
     jobs: trainings side by side (default: `jobs_here()`). Each has its share of the cores, and no more when it is alone: more
-        threads add in another order, and its numbers would depend on what else was to be trained. First is begun what stands
-        before the longest chain of trainings.
+        threads add in another order, and its numbers would depend on what else was to be trained. One whose recipe says
+        `alone` has all of them, and nothing runs beside it. First is begun what stands before the longest chain of trainings.
     until: seconds of the monotonic clock. No training is begun that would not be done by then, going by how long the others
         took on this machine. If time is short, they are trained in the order of `names`; `missing` tells afterwards for which
         there was no time.
@@ -75,7 +76,7 @@ def fill(names: Iterable[str], jobs: int | None = None, until: float | None = No
                 if process.returncode:
                     failed.append(name)
             for recipe in plan.next(running)[: 0 if failed else jobs - len(running)]:
-                running[recipe.name] = _start(recipe.name, jobs), recipe, time.monotonic()
+                running[recipe.name] = _start(recipe.name, 1 if recipe.alone else jobs), recipe, time.monotonic()
                 del waiting[recipe.name]
             time.sleep(_POLL)
     except KeyboardInterrupt:  # Ctrl-C reaches the children by themselves: they say so, and put away what is half-made
@@ -103,6 +104,7 @@ class _Plan:
         self.waiting, self.jobs, self.until = waiting, jobs, until
         self.expected, self.took = 0.0, 0.0  # seconds of the trainings that have ended
         self.turn = {name: i for i, name in enumerate(waiting)}
+        self.alone = {name for name, recipe in waiting.items() if recipe.alone}
         self.chain = {name: recipe.seconds for name, recipe in waiting.items()}  # of the longest one that begins with it
         self.behind: dict[str, set[str]] = {name: set() for name in waiting}     # all that need it, directly or not
         for name in reversed(waiting):  # children before their parents
@@ -125,9 +127,11 @@ class _Plan:
             for late in {name} | self.behind[name]:
                 self.waiting.pop(late, None)
         able = [r for r in self.waiting.values() if not any(p.name in self.waiting or p.name in running for p in r.needs)]
-        if self.fits(sum(r.seconds for r in self.waiting.values()) / self.jobs):
-            return sorted(able, key=lambda r: -self.chain[r.name])
-        return sorted(able, key=lambda r: self.turn[r.name])
+        in_time = self.fits(sum(r.seconds if r.alone else r.seconds / self.jobs for r in self.waiting.values()))
+        able.sort(key=(lambda r: -self.chain[r.name]) if in_time else (lambda r: self.turn[r.name]))
+        if self.alone & set(running) or running and able and able[0].alone:
+            return []
+        return able[:1] if able and able[0].alone else [r for r in able if not r.alone]
 
 
 def _start(name: str, shares: int) -> subprocess.Popen:

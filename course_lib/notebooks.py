@@ -68,7 +68,7 @@ def artifacts_in(path: Path | str) -> set[str]:
     """The artifacts that a notebook's code names."""
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return {word for word in re.findall(r"""["'](\w+)["']""", code) if word in names()}
+    return {word for word in re.findall(r"""(?<!\[)["'](\w+)["']""", code) if word in names()}  # row["answers"] is a column
 
 
 def in_turn(paths: Sequence[Path | str]) -> list[str]:

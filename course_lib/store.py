@@ -56,6 +56,7 @@ class Recipe:
     needs: tuple[Recipe, ...] = ()  # artifacts that must be there first; their keys are part of the key
     seconds: float = 0.0  # estimate on two cores, 0 if it is not known
     doing: str = "training"  # what the build does, in messages
+    alone: bool = False  # so many artifacts wait for it that it has all cores where several are trained
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name):

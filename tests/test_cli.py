@@ -103,6 +103,20 @@ def test_run_prints_a_line_each_and_a_summary(errors, code, monkeypatch, capsys)
     assert cli.os.environ["COURSE_SMOKE"] == "1"
 
 
+@pytest.mark.parametrize(("names", "wanted"), [
+    (["00", "01"], {"base", "scaling", "sft"}),
+    (["02"], {"base", "sft", "follow", "knowledge", "abstention", "open_ended"}),  # and not what its size["answers"] is called
+    ([], set(artifacts.names())),
+])
+def test_run_trains_first_what_its_notebooks_ask_for(names, wanted, monkeypatch):
+    """Each notebook would train it by itself, on its share of the cores, while the others wait for the same."""
+    filled = []
+    monkeypatch.setattr(cli, "fill_store", lambda names, until=None: filled.append(set(names)) or [])
+    monkeypatch.setattr("course_lib.notebooks.run", fake_run([""] * 12))
+    assert cli.main(["run", *names]) == 0
+    assert filled == [wanted]
+
+
 STAGES = [("quick tests", 0, {"passed": 7, "failed": 0, "skipped": 1}, 2.0),
           ("notebooks", 0, {"passed": 5, "failed": 0, "skipped": 0}, 3.5)]
 

@@ -77,6 +77,44 @@ def test_each_is_begun_after_what_it_needs_the_longest_chain_first_and_as_many_a
     assert Fake.most == 2
 
 
+@pytest.fixture
+def beside(started, monkeypatch):
+    """What ran at each look of a training at its state; scaling takes twice as long as the others."""
+    seen = []
+
+    class Watched(Fake):
+        def poll(self):
+            seen.append(tuple(sorted(Fake.running)))
+            return super().poll()
+
+    def start(name, shares):
+        started.append((name, shares))
+        return Watched(name, shares, ticks=6 if name == "scaling" else 3)
+
+    monkeypatch.setattr(fill_module, "_start", start)
+    return seen
+
+
+def test_one_for_which_the_others_wait_has_all_cores_and_nothing_beside_it(started, beside, monkeypatch):
+    """`first` needs nothing, and could run beside base."""
+    base = Recipe("base", BASE.build, {}, seconds=200, alone=True)
+    after = {name: recipe(name, (base,)) for name in ("sft", "other")}
+    for name, it in {"base": base, "first": recipe("first"), **after}.items():
+        monkeypatch.setitem(ALL, name, it)
+    assert fill(["first", "sft", "other"], jobs=2) == 4
+    assert started[0] == ("base", 1) and {shares for _, shares in started[1:]} == {2}
+    assert {names for names in beside if "base" in names} == {("base",)}
+    assert any(len(names) == 2 for names in beside)
+
+
+def test_one_that_wants_all_cores_waits_until_they_are_free(started, beside, monkeypatch):
+    """Its turn is before that of `other`, which is not begun in its place on the core that is free first."""
+    monkeypatch.setitem(ALL, "late", Recipe("late", BASE.build, {}, needs=(SFT,), seconds=500, alone=True))
+    assert fill(["late", "scaling", "other"], jobs=2) == 5
+    assert started == [("base", 2), ("sft", 2), ("scaling", 2), ("late", 1), ("other", 2)]
+    assert {names for names in beside if "late" in names} == {("late",)}
+
+
 def test_what_is_there_is_not_trained_again(started):
     fill(["sft"], jobs=2)
     started.clear()
