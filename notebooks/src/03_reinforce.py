@@ -292,15 +292,17 @@ ax.set_xlabel("samples n")
 ax.set_ylabel("error of the estimate\n(share of the gradient's length)")
 ax.legend()
 worst = min(min(c[-1] for c in those) for those in (cosines, real["cosine"]))
+few = [plots.interval([error[1] for error in those]).mean for those in (errors, real["error"])]
 plots.finish(fig, f"The error falls as a power of n with exponent {fits[0].slope.mean:.3f} (95 % interval "
                   f"{fits[0].slope.lo:.3f} to {fits[0].slope.hi:.3f}) for the table and {fits[1].slope.mean:.3f} "
-                  f"({fits[1].slope.lo:.3f} to {fits[1].slope.hi:.3f}) for the transformer; at n = {sizes[-1]:,} the "
-                  f"smallest cosine of {2 * len(seeds)} estimates is {worst:.4f}.")
+                  f"({fits[1].slope.lo:.3f} to {fits[1].slope.hi:.3f}) for the transformer; at n = {sizes[1]} it is "
+                  f"{few[0]:.2f} and {few[1]:.2f} of the gradient's length, and at n = {sizes[-1]:,} the smallest cosine "
+                  f"of {2 * len(seeds)} estimates is {worst:.4f}.")
 
 # %% [markdown]
 # **Explain.** Independent samples: the error falls as $1/\sqrt n$, so ten times the samples buy a factor of three. A
-# batch of a real run has 32 to 1,000 answers. Even here, with forty possible answers, 30 samples leave an error of a
-# third to most of the gradient's own length. Less noise for the same samples is what the rest of this page is after.
+# batch of a real run has 32 to 1,000 answers. Even here, with forty possible answers, 30 samples leave an error of the
+# gradient's own order of length. Less noise for the same samples is what the rest of this page is after.
 #
 # ### What the optimiser sees
 #
@@ -420,14 +422,17 @@ for ax in axes:
     ax.legend()
 change = {name: [run[-1] - run[0] for run in example[name]] for name in ("A1", "full marks", "A2")}
 ups = {name: sum(c > 0 for c in changes) for name, changes in change.items()}
+each = artifacts.size("reinforce_example")["samples"]
+expected = float(each * torch.tensor(example["A2"])[:, :-1].exp().sum())  # as often as A2 is to be expected, over all steps
 words = ["{:+.1f} (95 % interval {:+.1f} to {:+.1f})".format(*plots.interval(c)) for c in change.values()]
 plots.finish(fig, f"ln p changes by {words[0]} for A1, which rises in {ups['A1']} of {len(example['A1'])} "
                   f"seeds, by {words[1]} for all answers with full marks, and by {words[2]} for A2, which "
-                  f"rises in {ups['A2']}.")
+                  f"rises in {ups['A2']}. Among the {each * len(steps[1:]) * len(example['A2'])} answers that were "
+                  f"sampled, A2 is to be expected {expected:.2f} times.")
 
 # %% [markdown]
-# **Explain.** A2 falls, and hardly by being said: as rare as it is, it comes up less than once in all the samples of
-# five seeds. What is reinforced takes its probability, because all of them sum to 1 and all answers share their
+# **Explain.** A2 falls, and hardly by being said: as rare as it is, it is to be expected less than once in the samples
+# of all seeds together. What is reinforced takes its probability, because all of them sum to 1 and all answers share their
 # weights. A1 has company: "SF stands for San Francisco, ..." earns four points as well, and the reward cannot tell the
 # two apart. Which of them wins is luck, the luck of which was said first and more often. What rises for sure is their
 # sum.
@@ -523,7 +528,7 @@ plots.finish(fig, f"Relative to no baseline, leave-one-out (RLOO) has {times[0]}
 fig, axes = plots.subplots(1, 2, height=3.8, sharex=True, sharey=True)
 for ax, (when, entry) in zip(axes, measured.items()):
     rewards, sizes = (torch.tensor(entry[key]) for key in ("rewards", "sizes"))
-    best = float((rewards * sizes).sum() / sizes.sum())
+    best = round(float((rewards * sizes).sum() / sizes.sum()), 1) + 0.0  # not "-0.0"
     ax.plot(rewards, sizes, "o", linestyle="none", alpha=0.4)
     for at, label, style in ((entry["score"], "mean reward", "--"), (best, "best constant", "-")):
         ax.axvline(at, color="black", linestyle=style, linewidth=1.5, label=f"{label} {at:.1f}")
