@@ -5,6 +5,7 @@ Both decoders take over the key/value cache that Hugging Face's forward pass fil
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -39,7 +40,9 @@ class HFDecoder:
 
     def begin(self, cache, mask: Tensor, samples: int, steps: int) -> None:
         """Take over the prompts' cache; mask: (B, P). Every prompt gets `samples` rows, for at most `steps` tokens."""
-        self.cache, self.mask = cache, mask
+        self.cache, self.mask = copy.copy(cache), mask  # the prompts' own cache stays as it is: `lm.turns` reads on from it
+        if hasattr(cache, "layers"):
+            self.cache.layers = [copy.copy(layer) for layer in cache.layers]
         self.select(torch.arange(len(mask), device=mask.device)[:, None].expand(-1, samples))
 
     def select(self, rows: Tensor) -> None:

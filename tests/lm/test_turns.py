@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from course_lib.lm.decoding import LlamaDecoder
 from course_lib.lm.sampling import sample
 from course_lib.lm.turns import Reader, sample_turn
 
@@ -22,9 +23,13 @@ def same(a, b):
     assert tokens[0] == tokens[1]
 
 
-def test_three_turns_are_those_of_the_plain_sampler(tiny_lm):
-    """Prompts of different length, several samples at first, rows that drop out, and one reader for all of it."""
+@pytest.mark.parametrize("fast", [True, False])
+def test_three_turns_are_those_of_the_plain_sampler(tiny_lm, fast, monkeypatch):
+    """Prompts of different length, several samples at first, rows that drop out, and one reader for all of it; by the decoder
+    of the course's own models, and by that of all others."""
     model, tokenizer = tiny_lm
+    if not fast:
+        monkeypatch.setattr(LlamaDecoder, "fits", staticmethod(lambda model: False))
     reader, prompts = Reader(model), [tokenizer.encode(text) for text in ("Where is SF?", "a", "b c d")]
     samples = 2
     for turn, keep in enumerate((slice(None), slice(1, 6), slice(0, 4, 2))):
