@@ -72,7 +72,7 @@ def interpreter() -> list[Finding]:
     text = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {place}: {sys.executable}"
     if sys.maxsize < 2**32:
         return [Finding("fail", "python", text + " (32 bit)", "PyTorch needs a 64-bit Python from python.org.")]
-    if sys.version_info >= (3, 15):
+    if sys.version_info >= (3, 14):
         return [Finding("warn", "python", text, "The course is tested on 3.11 to 3.13; packages may be missing.")]
     return [Finding("ok", "python", text)]
 
@@ -142,8 +142,6 @@ def device() -> list[Finding]:
         name = torch.cuda.get_device_name()
         memory = torch.cuda.get_device_properties(0).total_memory / 1e9
         place, text = "cuda", f"{name} with {memory:.0f} GB"
-    elif torch.backends.mps.is_available():
-        place, text = "mps", "Apple GPU (mps)"
     else:
         place, text = "cpu", f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     findings = [Finding("ok", "device", text)]

@@ -47,7 +47,7 @@ def test_interpreter_of_32_bits(monkeypatch):
 
 
 def test_interpreter_newer_than_tested(monkeypatch):
-    monkeypatch.setattr(sys, "version_info", (3, 15, 0))
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0))
     assert only(doctor.interpreter()).level == "warn"
 
 

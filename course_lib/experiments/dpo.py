@@ -184,7 +184,8 @@ def likelihood_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     """How well ln p(answer | prompt) alone predicts the people's judgement of `examination` pairs."""
     sides = [{"prompt": p["prompt"], "chosen": p["first"], "rejected": p["second"]} for p in pairs]
     logprobs = dpo.all_logprobs(model, dpo.encode_pairs(tokenizer, sides), tokenizer.pad_token_id)
-    return judge(logprobs[:, 0] - logprobs[:, 1], torch.tensor([pair["p"] for pair in pairs]))["accuracy"]
+    leads = (logprobs[:, 0] - logprobs[:, 1]).cpu()
+    return judge(leads, torch.tensor([pair["p"] for pair in pairs]))["accuracy"]
 
 
 def sweep(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: dict, seeds: Sequence[int], labels: int,

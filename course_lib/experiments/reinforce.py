@@ -75,8 +75,8 @@ def gradient_error(logp: Callable[[], Tensor], parameters: Sequence[Tensor], rew
                    seeds: Sequence[int]) -> dict[str, list]:
     """C10: distance (as a share of the exact gradient's norm) and cosine between the estimate from n samples and the exact
     gradient: {error: [seed][size], cosine: [seed][size]}."""
-    scores, now = exact.score_functions(logp(), parameters), logp().detach()
-    true = exact.policy_gradient(logp, reward, parameters)
+    scores, now = exact.score_functions(logp(), parameters).cpu(), logp().detach().cpu()  # rewards and dice are there
+    true = exact.policy_gradient(lambda: logp().cpu(), reward, parameters).cpu()
     result: dict[str, list] = {"error": [], "cosine": []}
     for seed in seeds:
         guesses = torch.stack([estimates(scores, now, reward, n, 1000 * seed + i) for i, n in enumerate(sizes)])

@@ -60,7 +60,7 @@ def next_token_log_probs(model, ids: list[int]) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
-            logits = model(torch.tensor([ids], device=model.device)).logits[0].double().cpu().numpy()
+            logits = model(torch.tensor([ids], device=model.device)).logits[0].cpu().double().numpy()
     else:
         logits = np.asarray(model(ids), dtype=np.float64)
     shifted = logits - logits.max(-1, keepdims=True)  # (time, vocabulary)

@@ -5,76 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
 import course_lib
 from course_lib.algorithms import dpo, grpo, ppo, pretrain, reinforce, reward_model, rlhf, sft
 from course_lib.environments import LMAgent, Questions
 from course_lib.lm.heads import LMCritic, SharedCritic, ValueModel
 from course_lib.lm.reward_head import RewardModel
-
-CPU, THERE = torch.device("cpu"), torch.device("cuda", 0)
-
-
-class Pretended(TorchFunctionMode):
-    """Tensors say that they are on an accelerator when they were made there or moved there; all numbers stay on the CPU.
-
-    Raises RuntimeError where an operation meets tensors of both devices, as a real accelerator does. A number (no
-    dimension) from the CPU is welcome everywhere, and a tensor may be indexed by one from the CPU.
-    """
-
-    MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda, torch.Tensor.copy_, torch.Tensor.type}
-    INDEX = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if getattr(function, "__self__", None) is torch.Tensor.device and function.__name__ == "__get__":
-            return where(args[0])
-        tensors = list(flatten(args[:1] if function is torch.Tensor.__deepcopy__ else (args, kwargs)))
-        target = next((x for x in (*args[1:], *kwargs.values()) if isinstance(x, (torch.device, str)) and is_device(x)), None)
-        if function in self.MOVES:
-            place = torch.device(target) if target else where(tensors[-1] if function is torch.Tensor.to else args[0])
-            if function is torch.Tensor.cpu:
-                place = CPU
-        else:
-            big = tensors[:1] if function in self.INDEX and where(args[0]) == THERE else [x for x in tensors if x.ndim]
-            if len({where(x) for x in big}) > 1:
-                raise RuntimeError(f"{function.__name__} meets tensors of two devices")
-            place = torch.device(target) if target else THERE if any(where(x) == THERE for x in tensors) else CPU
-        stay = lambda x: CPU if isinstance(x, (torch.device, str)) and is_device(x) else x
-        out = function(*map(stay, args), **{name: stay(x) for name, x in kwargs.items()})
-        for x in flatten(out):
-            if function in self.MOVES and function is not torch.Tensor.copy_ and x is args[0] and where(x) != place:
-                out = x = x.view_as(x)  # another tensor: the one that was moved stays where it is
-            x.place = place
-        return out
-
-
-def is_device(x):
-    return isinstance(x, torch.device) or bool(re.fullmatch(r"(cpu|cuda)(:\d+)?", x))
-
-
-def where(x):
-    place = getattr(x, "place", CPU)
-    return THERE if place.type == "cuda" else CPU
-
-
-def flatten(x):
-    if isinstance(x, torch.Tensor):
-        yield x
-    elif isinstance(x, (list, tuple)):
-        for y in x:
-            yield from flatten(y)
-    elif isinstance(x, dict):
-        yield from flatten(list(x.values()))
-
-
-def there(module):
-    """The module, on the pretended accelerator."""
-    for x in (*module.parameters(), *module.buffers()):
-        x.place = THERE
-    return module
-
+from tests.pretended import CPU, THERE, Pretended, there
 
 WORDS = ["a", "bc", "def", "g", "hijk", "lm"]
 PAIRS = [{"prompt": f"say {w}", "chosen": w * 2, "rejected": w + "!"} for w in WORDS]
@@ -154,6 +91,16 @@ def test_the_pretended_device_refuses_to_mix(mix):
         assert (x + torch.tensor(1.0)).device == THERE and x[torch.tensor([0])].device == THERE
         with pytest.raises(RuntimeError, match="two devices"):
             mix(x)
+
+
+def test_the_pretended_device_refuses_a_generator_of_the_cpu_and_numpy():
+    with Pretended():
+        x = torch.zeros(3, device="cuda:0")
+        with pytest.raises(RuntimeError, match="generator of another device"):
+            x.uniform_(generator=torch.Generator().manual_seed(0))
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+        assert x.cpu().uniform_(generator=torch.Generator().manual_seed(0)).numpy().shape == (3,)
 
 
 def test_the_library_names_no_device():
