@@ -74,7 +74,7 @@ def main() -> None:
     values = [entry[name] for entry in history if name in entry]
     print(f"{options.algorithm} of {options.model}{' with LoRA' * options.lora}: {steps} steps of {options.rows} rows, {name} "
           f"{values[0]:.3f} -> {values[-1]:.3f}, {seconds:.0f} s, peak memory "
-          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB")
     print(f"{name} of each step:", *(f"{v:.2f}" for v in values))
     for question, old, new in zip(questions, before, after):
         print(f"{question}\n  before: {old.text}\n  after:  {new.text}")

@@ -29,6 +29,9 @@ class UsageError(Exception):
 def main(argv=None):
     """Run one command; returns the exit code (0 well, 1 failed, 2 wrong usage, 130 interrupted)."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a log file on Windows may lack letters of a path, or of what a cell says
+            stream.reconfigure(errors="backslashreplace")
     try:
         command, options = parse(argv)
         return command(options, argv) or 0

@@ -244,7 +244,7 @@ def of_world(world: str, kind: str, count: int) -> list:
     if kind == "conversations":
         return starts.lessons(world, count, 0.0, 0)
     if kind == "questions":
-        return rules.rows_of(world, "train", count)
+        return rules.rows_of(world, "train", min(count, len(sums.problems(2, "train"))) if world == "sums" else count)
     pairs = []
     for _ in range(count):
         if world == "sums":

@@ -1,6 +1,7 @@
 """The command line: choosing, running and summing up."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,14 @@ def test_unknown_names_get_close_matches(argv, says, capsys, monkeypatch):
     monkeypatch.setattr("course_lib.notebooks.notebooks", lambda solutions=False: [Path("00_start_here.ipynb")])
     assert cli.main(argv) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_letter_that_the_log_file_lacks_ends_nothing(tmp_path):
+    """As on Windows, where a file has an encoding of the country."""
+    code = "import sys; from course_lib import cli; cli.setup_env.ensure = lambda argv: print('∇ −'); cli.main(['train'])"
+    environment = dict(os.environ, PYTHONIOENCODING="cp1252", PYTHONUTF8="0", COURSE_STORE=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0 and done.stdout.startswith(rb"\u2207 \u2212")
 
 
 def test_a_wrong_command_installs_nothing(no_setup):

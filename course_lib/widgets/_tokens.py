@@ -10,7 +10,8 @@ def conversation(tokenizer, messages: list[dict]) -> tuple[list[int], list[bool]
         ValueError: the template does not mark the assistant's tokens, so nothing can tell them apart.
     """
     if "{% generation %}" not in (tokenizer.chat_template or "").replace("{%-", "{%").replace("-%}", "%}"):
-        raise ValueError("This tokenizer's chat template has no {% generation %} markers: give `mask` yourself.")
+        raise ValueError("This tokenizer's chat template has no {% generation %} markers: give `mask` yourself "
+                         "(LossMask, WordByWord), or the numbers: KLMap(state=KLMapState(...)).")
     encoded = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )

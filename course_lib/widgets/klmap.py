@@ -43,7 +43,8 @@ class KLMapState:
         """The map of a conversation's assistant tokens (or of a whole text) under two models with one tokenizer."""
         ids, answer = tokenise(messages, tokenizer)
         at = [t for t in range(1, len(ids)) if answer[t]]  # nothing predicts the first token
-        told = [[float(next_token_log_probs(model, ids)[t - 1, ids[t]]) for t in at] for model in (policy, reference)]
+        both = [next_token_log_probs(model, ids) for model in (policy, reference)]  # (time, vocabulary) each
+        told = [[float(logp[t - 1, ids[t]]) for t in at] for logp in both]
         names = [token_text(tokenizer, token) for token in ids]
         return cls([names[t] for t in at], *told, beta, [name for t, name in enumerate(names) if t not in at])
 

@@ -113,11 +113,12 @@ class LabellerState:
             self.placed, self.tie = [*before, last[:-1]] if len(last) > 1 else before, False
             return
         self.refresh()
-        here = {label.id: label for label in self.labels}
+        asked = {item.id for item in self.items}  # the file may hold labels of other items, which nobody sees here
+        here = {label.id: label for label in self.labels if label.item.id in asked}
         self.mine = [made for made in self.mine if made in here]
         if not here:
             raise ValueError("There is no label to take back.")
-        label = here[self.mine.pop()] if self.mine else self.labels[-1]
+        label = here[self.mine.pop()] if self.mine else list(here.values())[-1]
         self._append(Retraction(label.id, self.annotator))
         self.again = next((item for item in self.items if item.id == label.item.id), None)
         self.refresh()

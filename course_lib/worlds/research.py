@@ -108,7 +108,8 @@ FLAWS = ("guessed", "one page", "in the head", "swapped", "added", "no search", 
 
 
 def flawed(question: Question, draw: Draw) -> list[str]:
-    """An expert's calls with one of `FLAWS`. The last two lose a turn; the others end in an answer that is wrong."""
+    """An expert's calls with one of `FLAWS`. The last two lose a turn; the others end in an answer that is wrong, but
+    for "added" with a city on the equator."""
     flaw, right, (a, b) = draw.pick(FLAWS), expert(question), question.facts
     off, at = question.answer + draw.pick((-10, -2, -1, 1, 2, 10)), 2 * draw.below(2)
     if flaw == "guessed":

@@ -1,6 +1,7 @@
 """Every widget in a real JupyterLab, clicked in headless Chromium; and its picture in a saved notebook."""
 
 import copy
+import re
 
 import pytest
 
@@ -94,10 +95,14 @@ def test_word_by_word_of_a_conversation(page, screenshot):
     animation = outputs(page)[2]
     assert "× prompt: read, not a target" in picture(animation) and "Mean loss of the targets" in picture(animation)
     screenshot("word-by-word-conversation", animation)
+    last = picture(animation)
+    assert re.search(r"Step (\d+) of \1\b", last)
     play(animation)  # from the last step it begins again
-    until(page, lambda: "Step 22" not in picture(animation), "the animation to begin again")
+    until(page, lambda: picture(animation) != last, "the animation to begin again")
+    play(animation)  # stops it: what comes now is the slider's doing
     slide(animation, 0, Keys.HOME)
-    until(page, lambda: "part of the prompt: no loss" in picture(animation), "the first step")
+    until(page, lambda: re.search(r"Step 1 of", picture(animation)), "the first step")
+    assert "part of the prompt: no loss" in picture(animation)
 
 
 def test_loss_mask(page, screenshot):
@@ -219,7 +224,10 @@ def test_frontier(page, screenshot):
     press(frontier, "far")
     press(frontier, "<b>")
     until(page, lambda: "Every method shown" in picture(frontier), "two methods to go")
+    drawn = lambda: frontier.find_element(By.TAG_NAME, "img").get_attribute("src")  # noqa: E731
+    before = drawn()
     press(frontier, "√KL")
+    until(page, lambda: drawn() != before, "the other axis")
     images = frontier.find_elements(By.TAG_NAME, "img")
     assert len(images) == 2 and int(images[0].get_property("naturalWidth")) > 700
     press(frontier, "near")

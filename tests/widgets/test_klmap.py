@@ -17,6 +17,14 @@ def test_the_ratio_is_policy_minus_reference(state):
     assert state.total() == -0.5 and state.penalty() == pytest.approx([0.15, -0.2, 0.0])
 
 
+def test_each_model_reads_the_text_once(tiny_lm):
+    model, tokenizer = tiny_lm
+    read = []
+    model.register_forward_hook(lambda *_: read.append(1))
+    state = KLMapState.of(model, lambda ids: np.zeros((len(ids), len(tokenizer))), tokenizer, "a b c")
+    assert len(state.policy) == 5 and read == [1]
+
+
 def test_the_sign_stands_in_text(state):
     assert state.text().startswith("CA(+1.50) <b>(−2.00) end(0.00)\n")
     assert "= −0.50 nats; times beta = 0.1 the reward loses −0.05. 1 of 3 tokens became more likely, 1 less." in state.text()

@@ -144,6 +144,18 @@ def test_two_tabs_share_the_work_and_undo_their_own(path):
     assert kept == [PAIRS[0], PAIRS[0], PAIRS[1], PAIRS[2]]  # right's own labels are all there
 
 
+def test_labels_of_other_items_in_the_file_are_not_taken_back(path):
+    """Yesterday's questions: whoever presses u on a new screen would not see what it does."""
+    press(state(path), "11")
+    others = [Item(f"another {n}", ("a", "b")) for n in range(2)]
+    s = state(path, others)
+    with pytest.raises(ValueError, match="no label to take back"):
+        s.press("u")
+    press(s, "1")
+    press(state(path, others), "u")
+    assert [label.item for label in preferences.read(path)] == PAIRS[:2]
+
+
 def test_what_another_tab_took_back_is_not_taken_back_twice(path):
     left = state(path)
     left.press("1")
