@@ -235,3 +235,22 @@ def test_a_real_training_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setenv("COURSE_SMOKE", "1")
     assert fill(["base"], jobs=1) == 1
     assert store.status("base") == "ready"
+
+
+@pytest.mark.parametrize(("cores", "gb", "jobs"), [(8, 64, 4), (2, 64, 2), (8, 7, 2), (8, 1, 1)])
+def test_a_core_and_3_gb_for_each_training_and_at_most_four(cores, gb, jobs, monkeypatch):
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.setattr(fill_module.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=gb * 2**30))
+    assert fill_module.jobs_here() == jobs
+
+
+@pytest.mark.parametrize(("shares", "threads"), [(1, "8"), (3, "2"), (16, "1")])
+def test_a_training_has_its_share_of_the_cores(shares, threads, monkeypatch):
+    begun = []
+    monkeypatch.setattr(fill_module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(fill_module.subprocess, "Popen", lambda command, env, **_: begun.append((command[1:], env)))
+    fill_module._start("sft", shares)
+    ((command, env),) = begun
+    assert command == ["-m", "course_lib", "train", "sft"]
+    assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == threads

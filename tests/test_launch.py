@@ -13,6 +13,7 @@ import yaml
 
 from course_lib import cli, launch, memory, setup_env, store
 from course_lib.lm.model import load_lm, save_lm
+from course_lib.lm.reward_head import load_reward_model
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {name: ROOT / "configs" / f"{name}.yaml" for name in launch.ALGORITHMS}
@@ -58,10 +59,37 @@ def test_the_file_of_every_algorithm_runs_and_explains_each_key(name, tiny, tmp_
     assert cli.main(words(name, tiny, tmp_path / "out")) == 0
     history = json.loads((tmp_path / "out" / "history.json").read_text())
     assert history and not (tmp_path / "out" / "checkpoint").exists()
-    if name != "reward_model":
+    start, _ = load_lm(tiny, device="cpu")
+    if name == "reward_model":
+        (model, _), start = load_reward_model(tmp_path / "out"), launch.RewardModel.on(start)
+        assert not torch.equal(model.head.weight.cpu(), start.head.weight)
+    else:
         model, _ = load_lm(tmp_path / "out", device="cpu")
-        start, _ = load_lm(tiny, device="cpu")
         assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters()))
+
+
+def test_pitfall_30_every_setting_reaches_the_run(tiny, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(launch.ppo, "train", lambda agent, world, config, **more: seen.update(agent=agent, world=world, **more))
+    monkeypatch.setattr(launch.reward_model, "train", lambda judge, *_, **more: seen.update(judge=judge))
+    for critic, kind in (("shared", launch.SharedCritic), ("own", launch.LMCritic)):
+        flags = dict(reward="reward_for_tests:letters", temperature="0.7", unfinished="-2", max_new_tokens="9", critic=critic)
+        settings, config = launch.read("ppo", FILES["ppo"], flags)
+        launch.online("ppo", settings, config, [{"prompt": "a"}], "fp32", *load_lm(tiny, device="cpu"))
+        assert (seen["agent"].temperature, seen["agent"].max_new_tokens, seen["world"].unfinished) == (0.7, 9, -2.0)
+        assert type(seen["critic"]) is kind
+    settings, config = launch.read("reward_model", FILES["reward_model"], dict(layers="1", pooling="mean"))
+    launch.supervised("reward_model", settings, config, [], "fp32", *load_lm(tiny, device="cpu"))
+    assert len(seen["judge"].backbone.layers) == 1 and seen["judge"].pooling == "mean"
+
+
+def test_the_reward_model_of_one_run_is_the_reward_of_the_next(tiny, tmp_path):
+    assert cli.main(words("reward_model", tiny, tmp_path / "judge")) == 0
+    assert cli.main(words("rlhf", tiny, tmp_path / "out", reward=tmp_path / "judge")) == 0
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    judge = launch.reward_of(launch.read("rlhf", FILES["rlhf"], {"reward": str(tmp_path / "judge")})[0])
+    assert all(-5 < entry["reward"] < 5 for entry in history)
+    assert type(judge).__name__ == "LearnedReward" and judge(prompts=["a"], completions=["b"]) != judge(["a"], ["cde"])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -193,6 +221,11 @@ def test_a_tracker_that_is_not_there_is_named(tiny, tmp_path, capsys, monkeypatc
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_beyond_what_a_world_has_is_all_of_it():
+    every = launch.of_world("sums", "questions", 10**6)
+    assert 1000 < len(every) < 10**6 and len({str(row["prompt"]) for row in every}) == len(every)
 
 
 def test_flags_win_and_yaml_numbers_are_numbers(tmp_path):

@@ -163,6 +163,17 @@ def test_pitfall_30_options_that_a_loss_does_not_have_are_an_error(tiny_lm, monk
             dpo.train(*tiny_lm, ROWS, DPOConfig(loss=loss), reference=tiny_lm[0])
 
 
+@pytest.mark.parametrize(("name", "value"), [("beta", 0.7), ("batch_size", 3), ("epochs", 3), ("lr", 1e-2), ("warmup", 0.9),
+                                             ("clip", 1e-3), ("seed", 1), ("loss", "ipo")])
+def test_pitfall_30_no_setting_is_silently_unused(tiny_lm, name, value):
+    def weights(**change):
+        model = copy.deepcopy(tiny_lm[0])
+        dpo.train(model, tiny_lm[1], ROWS, DPOConfig(**dict(batch_size=2, epochs=2, lr=1e-3, precision="fp32") | change))
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert not torch.equal(weights(), weights(**{name: value}))
+
+
 def test_ktos_answers_to_other_prompts_are_cut_to_max_length_too(tiny_lm, monkeypatch):
     """A long prompt with a short answer stands before a short one with a long answer."""
     rows = [{"prompt": "p" * 60, "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a" * 60, "rejected": "b"}]

@@ -221,20 +221,19 @@ def test_pitfall_truncated_answers_count_in_the_mean_and_not_in_the_loss():
     plain, _ = assess(agent, None, episodes, GRPOConfig(samples=8, count=3, scale=False))
     assert torch.equal(batch.advantages, plain.advantages)
     done = batch.episodes.steps[0].action.finished
-    assert (batch.weights[~done] == 0).all() and (batch.weights[done].sum(1) > 0).all()
-    assert torch.isclose(sum_of(episodes, finished), torch.tensor(1.0))
-
-
-def sum_of(episodes, finished):
-    """The weights of the answers that end, by hand: equal shares of 1."""
-    return torch.where(finished, 1 / finished.sum(), 0).sum()
+    assert torch.allclose(batch.weights.sum(1), done / len(finished))  # an answer that was cut off keeps its place in the mean
+    every = GRPOConfig(samples=8, count=3, mask_unfinished=True, scale=False, average="token")
+    tokens = assess(agent, None, episodes, every)[0].weights
+    assert torch.allclose(tokens[tokens > 0], torch.tensor(1 / int(episodes.mask[finished].sum())))
 
 
 def test_dropout_is_off_and_the_model_keeps_its_mode():
     agent, questions = letters()
+    for layer in agent.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
     agent.model.train()
-    grpo.train(agent, questions, GRPOConfig(steps=1, count=2, samples=4))
-    assert agent.model.training
+    (entry,) = grpo.train(agent, questions, GRPOConfig(steps=1, count=2, samples=4))
+    assert agent.model.training and entry["sampler_gap"] < 1e-4
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -257,7 +256,6 @@ def test_a_copy_of_the_episodes_is_not_changed_by_an_update():
 def test_pitfall_an_all_masked_answer_is_zero_not_nan():
     """Every answer was cut off and none counts: no loss, no gradient, no NaN."""
     agent, questions = letters(max_new_tokens=1)
-    before = torch.cat([p.detach().flatten() for p in agent.model.parameters()])
     config = GRPOConfig(steps=1, count=2, samples=4, mask_unfinished=True)
     episodes = play(agent, questions, count=2, samples=4, seed=0)
     for step in episodes.steps:
@@ -266,4 +264,3 @@ def test_pitfall_an_all_masked_answer_is_zero_not_nan():
     update = gradient(agent, batch, torch.arange(len(batch.advantages)), config)
     assert update["loss"] == 0 and len(batch.advantages)
     assert all(p.grad is None or (p.grad == 0).all() for p in agent.model.parameters())
-    assert torch.equal(before, torch.cat([p.detach().flatten() for p in agent.model.parameters()]))

@@ -244,3 +244,15 @@ def test_the_grid_with_a_critic():
     assert history[-1]["reward"] > -5 > history[0]["reward"]
     assert critic.model.weight[0, 5] > critic.model.weight[0, 0]  # nearer to the end, less to pay
     assert history[-1]["explained_variance"] > 0.3
+
+
+def test_every_epoch_hands_out_every_episode_once_in_an_order_of_its_own(monkeypatch):
+    config = PPOConfig(epochs=3, minibatches=4)
+    parts = ppo.orders(10, config, seed=0)
+    epochs = [[rows.tolist() for rows in parts[i : i + 4]] for i in (0, 4, 8)]
+    assert len(parts) == 12 and all(rows == sorted(rows) for epoch in epochs for rows in epoch)
+    assert all(sorted(sum(epoch, [])) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert epochs[0] != [rows.tolist() for rows in ppo.orders(10, config, seed=1)[:4]]
+    monkeypatch.setattr(ppo, "largest", lambda value: 4.0)  # where another process has four minibatches, this one has, too
+    assert [len(rows) for rows in ppo.orders(1, PPOConfig(epochs=1, minibatches=4), seed=0)] == [1, 0, 0, 0]

@@ -208,6 +208,19 @@ def test_same_seed_same_run_and_another_seed_another():
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
+@pytest.mark.parametrize(("base", "change"), [
+    ({}, dict(clip=1e-3)), ({}, dict(warmup=3)), ({}, dict(final_lr=0.9)), ({}, dict(lr=0.02)), ({}, dict(samples=6)),
+    ({}, dict(count=2)), ({}, dict(baseline="batch")), (dict(baseline="running"), dict(momentum=0.1)),
+    (dict(baseline="constant"), dict(constant=1.0))])
+def test_pitfall_30_no_setting_is_silently_unused(base, change):
+    weights = []
+    for config in (base, base | change):
+        agent, questions = letters_agent()
+        train(agent, questions, ReinforceConfig(**dict(steps=4, count=1, samples=8, lr=0.01, warmup=1) | config))
+        weights.append(exact.flat([p.detach() for p in agent.model.parameters()]))
+    assert not torch.equal(*weights)
+
+
 def test_the_history():
     agent, questions = letters_agent()
     seen = []

@@ -70,7 +70,8 @@ def test_pitfall_31_micro_batches_sum_to_the_whole_batch(model, tiny_lm):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("smoothing", 0.2), ("center", 0.5), ("loss", "plackett-luce"), ("weight_decay", 0.5)])
+    ("option", "value"), [("smoothing", 0.2), ("center", 0.5), ("loss", "plackett-luce"), ("weight_decay", 0.5),
+                          ("batch_size", 3), ("epochs", 3), ("lr", 1e-3), ("warmup", 0.9), ("clip", 1e-3), ("seed", 1)])
 def test_pitfall_30_every_option_changes_the_result(model, tiny_lm, option, value):
     import copy
 

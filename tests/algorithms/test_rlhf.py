@@ -183,7 +183,8 @@ def test_every_coefficient_is_used():
     """Pitfall: a coefficient that is configured and silently unused."""
     base = dict(SMALL, beta=0.5)
     start, _ = run(RLHFConfig(**base))
-    for change in (dict(beta=1.0), dict(penalty="k2"), dict(penalty="k3"), dict(target_kl=0.01), dict(baseline="none")):
+    for change in (dict(beta=1.0), dict(penalty="k2"), dict(penalty="k3"), dict(target_kl=0.01), dict(baseline="none"),
+                   dict(clip=1e-3), dict(warmup=4), dict(final_lr=0.9), dict(seed=1)):
         changed, _ = run(RLHFConfig(**base | change))
         assert not torch.equal(start.model.logits, changed.model.logits), change
     slow, _ = run(RLHFConfig(**base, target_kl=0.01))

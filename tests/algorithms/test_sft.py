@@ -1,5 +1,6 @@
 """SFT: only the assistant's tokens, END included, and nothing lost in the buckets."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -64,6 +65,16 @@ def test_order_depends_on_the_seed_only(tiny_lm, chats):
     a, b, c = (sft.bucketed(examples, 4, 0, seed=s) for s in (1, 1, 2))
     assert all(torch.equal(x[0], y[0]) for x, y in zip(a, b))
     assert not all(x[0].shape == y[0].shape and torch.equal(x[0], y[0]) for x, y in zip(a, c))
+
+
+@pytest.mark.parametrize("change", [dict(seed=1), dict(lr=1e-2), dict(clip=1e-3), dict(warmup=0.9), dict(epochs=3)])
+def test_pitfall_30_no_setting_is_silently_unused(tiny_lm, chats, change):
+    def weights(**more):
+        model = copy.deepcopy(tiny_lm[0])
+        sft.train(model, tiny_lm[1], chats, sft.SFTConfig(**dict(epochs=2, batch_size=2, lr=1e-3, precision="fp32") | more))
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert not torch.equal(weights(), weights(**change))
 
 
 def test_pitfall_eos_is_learnt(tiny_lm):

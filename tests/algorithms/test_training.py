@@ -72,9 +72,9 @@ def test_pitfall_accumulated_micro_batches_equal_the_full_batch(model, micro):
     whole, split = copy.deepcopy(model), copy.deepcopy(model)
     ids = pretrain.pack(DOCUMENTS, 16, 0)[:4].to(model.device)
     mask = pretrain.predicted(ids, 0, 1)
+    mask[1, 5:] = mask[2, 9:] = False  # the rows count different numbers of tokens
     (training.loss_sum(whole, ids, mask, "fp32") / mask[:, 1:].sum()).backward()
-    for i, m in zip(ids.split(micro), mask.split(micro)):
-        (training.loss_sum(split, i, m, "fp32") / mask[:, 1:].sum()).backward()
+    training.accumulate(split, ids, mask, micro, "fp32")
     for a, b in zip(whole.parameters(), split.parameters()):
         assert torch.allclose(a.grad, b.grad, atol=1e-6)
 

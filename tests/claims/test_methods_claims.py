@@ -43,9 +43,11 @@ def test_c30_one_supervised_run_keeps_most_of_what_best_of_n_gains(studies, ends
 
 
 def test_c30_best_of_n_turns_while_the_learned_reward_rises(studies):
-    runs = studies[0]["methods"]["best of n"]["runs"]
-    assert all(run["proxy"] == sorted(run["proxy"]) for run in runs)
-    assert interval([max(run["gold"]) - run["gold"][-1] for run in runs]).lo > 0
+    best = studies[0]["methods"]["best of n"]
+    at = best["runs"][0]["n"].index(best["chosen"])  # on the validation questions
+    assert all(run["proxy"] == sorted(run["proxy"]) for run in best["runs"])
+    falls = [run["gold"][at] - run["gold"][-1] for run in best["runs"]]
+    assert interval(falls).mean > 0.1 and sum(fall > 0 for fall in falls) >= len(falls) - 1
 
 
 def test_c30_the_learned_reward_is_no_judge_of_methods(ends):

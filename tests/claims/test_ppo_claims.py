@@ -59,7 +59,7 @@ def test_c21_the_value_baseline_adds_nothing_here(stability):
     """The critic explains next to nothing in so few batches, and its absence costs nothing."""
     for i in range(len(stability["lrs"])):
         gain = interval(ends(stability, "PPO, 4 epochs", i) - ends(stability, "4 epochs, no critic", i))
-        assert gain.lo < 0.05
+        assert gain.mean < 0.08 and gain.lo < 0.05
         assert np.mean([run["explained_variance"] for run in stability["runs"]["PPO, 4 epochs"][i]]) < 0.1
 
 

@@ -80,6 +80,13 @@ def test_c15_every_trained_model_beats_chance_and_the_best_is_calibrated(models)
     assert all(error < 0.05 for error in list(models.values())[-1]["ece"])
 
 
+def test_c15_is_contradicted_where_it_hopes_for_the_ceiling(models, heads):
+    """The best model that was trained has three fifths of what people agree on beyond chance."""
+    best = interval(list(models.values())[-1]["accuracy"])
+    assert best.hi < heads["ceiling"] - 0.05
+    assert 0.4 < (best.mean - 0.5) / (heads["ceiling"] - 0.5) < 0.8
+
+
 def test_c15_several_passes_over_few_labels_make_too_sure(models):
     first, *_, last = models.values()
     assert interval(np.subtract(first["ece"], last["ece"])).lo > 0

@@ -38,8 +38,15 @@ def test_c17_best_of_n_overoptimises_too():
     study = artifacts.result("rlhf_best_of")
     for proxy in study["proxy"]:
         assert proxy == sorted(proxy)
-    gold = [sum(run[i] for run in study["gold"]) / len(study["gold"]) for i in range(len(study["n"]))]
-    assert max(gold) > gold[0] + 0.2 and max(gold) > gold[-1]
+    falls, gains = [], []
+    for i, own in enumerate(study["gold"]):  # the n at which it turns is chosen by the other reward models
+        others = [sum(run[j] for k, run in enumerate(study["gold"]) if k != i) for j in range(len(own))]
+        top = others.index(max(others))
+        falls.append(own[top] - own[-1])
+        gains.append(own[top] - own[0])
+    assert len(falls) >= 5 and interval(falls).lo > 0 and interval(gains).lo > 0.2
+    points = [(kl, at - gold[0]) for gold in study["gold"] for kl, at in zip(study["kl"], gold) if kl > 0]
+    assert lab.gao_fit(*zip(*points), "d (alpha - beta d)").r2 > 0.6  # Gao et al. 2022
 
 
 def test_c19_gold_ends_higher_with_kl_than_without(runs):
@@ -49,6 +56,12 @@ def test_c19_gold_ends_higher_with_kl_than_without(runs):
     kl = {name: [lab.smooth(run["kl"])[-1] for run in runs[name]] for name in ("beta 0", "beta 0.1", "beta 0.3")}
     means = {name: interval(values).mean for name, values in kl.items()}
     assert means["beta 0.3"] < means["beta 0.1"] < means["beta 0"]
+
+
+def test_c19_with_kl_gold_hardly_turns(runs):
+    falls = {name: [gold["peak"] - gold["end"] for gold in map(lab.turnover, runs[name])] for name in ("beta 0", "beta 0.3")}
+    assert interval(falls["beta 0"]).mean > 4 * interval(falls["beta 0.3"]).mean
+    assert sum(free > held for free, held in zip(falls["beta 0"], falls["beta 0.3"])) >= len(falls["beta 0"]) - 1
 
 
 def test_c20_the_trained_policy_reaches_the_closed_form():
