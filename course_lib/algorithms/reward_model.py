@@ -32,7 +32,7 @@ class RewardConfig:
     loss: str = "bradley-terry"    # one of LOSSES
     batch_size: int = 32           # rows in a step: pairs, or rankings
     micro_batch_size: int = 64     # most rows in one forward pass; fewer save memory and change nothing else
-    epochs: int = 1                # passes over the data; reward models overfit soon (Stiennon et al. 2020)
+    epochs: int = 1                # passes over the data; reward models overfit soon (Ouyang et al. 2022, C.2)
     lr: float = 5e-4               # peak learning rate
     warmup: float = 0.1            # share of the steps with a rising learning rate
     weight_decay: float = 0.0

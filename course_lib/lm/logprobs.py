@@ -106,7 +106,7 @@ def completion_logprobs(model: nn.Module, rollouts: Rollouts, temperature: float
     """Log-probs of the completions' tokens under `model`: (N, T) float32, 0 where masked.
 
     With the policy that sampled them, the same temperature, and no top-k or top-p, this is `rollouts.logprobs`.
-    Dropout is off, as it was while sampling, so that the ratio to the sampling policy starts at exactly 1.
+    Dropout is off, as it was while sampling, so that the ratio to the sampling policy starts at 1, up to rounding.
     """
     first, prompt = rollouts.prompts()
     with eval_mode(model):

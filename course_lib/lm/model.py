@@ -23,7 +23,7 @@ SHAPES = {  # hidden width, layers, heads, feed-forward width
 
 def build_lm(tokenizer: PreTrainedTokenizerBase, shape: str | tuple[int, int, int, int] = "base", *, context: int = 256,
              seed: int = 0, device: torch.device | str | None = None) -> LlamaForCausalLM:
-    """A Llama-shape model with random weights: RMSNorm, rotary positions, SwiGLU, tied embeddings (Touvron et al. 2023).
+    """A Llama-shape model with random weights: RMSNorm, rotary positions, SwiGLU (Touvron et al. 2023); tied embeddings.
 
     shape: a name from `SHAPES`, or (hidden width, layers, heads, feed-forward width).
     seed: of the initial weights; the global random state is left as it was.

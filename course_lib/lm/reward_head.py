@@ -68,7 +68,8 @@ class RewardModel(nn.Module):
     def on(cls, lm: PreTrainedModel, *, layers: int | None = None, pooling: str = "last", seed: int = 0) -> "RewardModel":
         """A new reward model on a copy of a language model's decoder, or of its first `layers` layers.
 
-        The head starts small (Stiennon et al. 2020, appendix B.1), so that all answers start nearly equal.
+        The head is drawn as in Stiennon et al. 2020 (appendix B.1) and divided by the root of the width, so that all answers
+        start nearly equal.
         """
         backbone = copy.deepcopy(lm.get_decoder())
         if layers is not None:
