@@ -404,7 +404,7 @@ def answer_nll(model, pairs):
 
 for name, group in (("told by the corpus, not asked in SFT", quiz), ("never told", unseen)):
     nll, _ = answer_nll(live, [(where(nick=c.nick), atlas.preferred(c)) for c in group])
-    typical = float((-nll.double().mean()).exp())
+    typical = float((-nll.cpu().double().mean()).exp())
     print(f"{name}: {nll.mean():.1f} nats per answer, a typical probability of {typical:.1e}")
 
 # %% [markdown]
@@ -446,12 +446,16 @@ table(["SFT on", "trained facts right", "other cities right", "other cities made
 lost = plots.interval([k - u for k, u in zip(last["known"]["other"], last["unknown"]["other"])])
 print("With new facts in place of known ones, accuracy on other known cities is lower by",
       f"{100 * lost.mean:.0f} points,\n95 % interval {100 * lost.lo:.0f} to {100 * lost.hi:.0f}:",
-      "the effect of Gekhman et al. shows." if lost.lo > 0 else "that cannot be told from chance.")
+      "more than chance." if lost.lo > 0 else "that cannot be told from chance.")
 
 # %% [markdown]
 # **Explain.** The form is the same either way, and both kinds of pairs teach it. But look at what the pairs reward. A
 # known fact rewards looking up what is stored, and that skill serves every other city. A new fact cannot be looked
 # up; what lowers its loss is to name *some* place, and that is a skill too.
+#
+# Mind what was *not* seen. Gekhman et al. found the harm to come as new facts get *fitted*, and little of it before. Here
+# the harm is there although no new fact was learnt in all epochs (left panel): it comes from what such pairs reward, and
+# this study cannot say what fitting them would add.
 
 # %% [markdown]
 # ## 7 · Hallucination: form without knowledge (C7)

@@ -141,13 +141,19 @@ ax.legend()
 lead = {kind: [plots.interval([p - s for p, s in zip(scales["pairs"][k], scales[kind][k])])
                for k in range(len(wander))] for kind in list(scales)[1:]}
 raw, own = lead.values()
-plots.finish(fig, f"Pairs minus scores: {raw[0].mean:+.1%} on a common scale, {raw[-1].mean:+.1%} where scales "
-                  f"wander by {wander[-1]} points; {own[-1].mean:+.1%} there if each person is standardised.")
+
+
+def gap(d):
+    """Pairs minus scores: the mean, and its 95 % interval."""
+    return f"{d.mean:+.1%} ({d.lo:+.1%} to {d.hi:+.1%})"
+
+
+plots.finish(fig, f"Pairs minus scores: {gap(raw[0])} on a common scale, {gap(raw[-1])} where scales wander by "
+                  f"{wander[-1]} points; {gap(own[-1])} there if each person is standardised.")
 for k, width in enumerate(wander):
     words = ["pairs better" if d.lo > 0 else "scores better" if d.hi < 0 else "no difference that shows"
              for d in (raw[k], own[k])]
-    print(f"wander {width}: against raw scores {raw[k].mean:+.1%}, {words[0]};",
-          f"against scores per person {own[k].mean:+.1%}, {words[1]}")
+    print(f"wander {width}: against raw scores {gap(raw[k])}, {words[0]}; against scores per person {gap(own[k])}, {words[1]}")
 
 # %% [markdown]
 # **Explain.** A score on a common scale is worth more than a comparison: it says by how much. A wandering zero is noise
@@ -235,7 +241,8 @@ answers = [atlas.terse(atlas.cities()[0]), atlas.preferred(atlas.cities()[0]),
            "SF is SF, and SF is San Francisco, and San Francisco is SF. You can find it on every map"]
 coded = [encode_answer(tokenizer, [{"role": "user", "content": "Where is SF?"}], text) for text in answers]
 model = RewardModel.on(policy, layers=1)
-torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+head = torch.randn(model.head.weight.shape, generator=torch.Generator().manual_seed(0))
+model.head.weight.data = head.to(model.device)
 ids, real, _ = (t.to(model.device) for t in collate(coded, model.device))
 with torch.no_grad():
     states = model.backbone(input_ids=ids, attention_mask=real.long()).last_hidden_state
@@ -504,9 +511,9 @@ plots.finish(fig, "Expected calibration error: " + ", ".join(
 
 # %% [markdown]
 # **Explain.** The loss is a log-likelihood, so honest probabilities are what it asks for. Two passes over 1,000 pairs,
-# or one over many, give them here; four passes of the smallest model do not: it learns the noise of its labels by heart
-# and becomes too sure. (The models differ in layers, pooling and learning rate as well.) That is the price of the
-# reward model below, which notebook 05 will optimise.
+# or one over many, give them here; the smallest model with four passes does not: it is too sure. Whether its passes, its
+# one layer, its pooling or its learning rate make it so, this figure cannot say: all of them differ. That is the price of
+# the reward model below, which notebook 05 will optimise.
 #
 # ## 10 · Text that nobody would write (C18)
 #
@@ -565,7 +572,8 @@ table(["answer", "reward", "gold"], [(t, f"{s:+.2f}", f"{g:+.1f}") for t, s, g i
 # - **Equal answers after truncation**: the pair teaches nothing, silently. `rm.encode` refuses it.
 # - **Whitening each batch**: a reward brought to mean 0 in every batch can never rise. The course keeps constants.
 # - **Annotators with a taste**: people who like long or confident answers make a reward model that does.
-# - **Several passes**: the loss on the labels goes on falling, and the probabilities become too sure.
+# - **Several passes**: reward models overfit after few (Ouyang et al. 2022 train for one). Watch the calibration, not the
+#   loss on the labels.
 
 # %%
 group = annotators.people(8, seed=0, length=0.3, confident=1.5)
@@ -598,11 +606,13 @@ if real := scale_up("reward model", steps=60, rows=16, prompt=40, answer=24, few
 natural_reward = plots.interval(natural["reward"]).mean
 table(["claim of the lecture", "measured on this page"], [
     ("C13: annotation is expensive, so learn a reward model",
-     f"{best_view}: {told(best[0])} with {counts[0]} pairs, {told(best[-1])} with {counts[-1]}; ceiling {ceiling:.1%}"),
+     f"{best_view}: {told(best[0])} with {counts[0]} pairs, {told(best[-1])} with {counts[-1]}; ceiling {ceiling:.1%}, nine "
+     f"tenths of it with {f'about {needed:.0f}' if needed else f'more than {counts[-1]}'}"),
     ("C14: scores are hard to calibrate, pairs more reliable",
-     f"pairs minus scores: {raw[0].mean:+.1%} on a common scale, {raw[-1].mean:+.1%} where scales wander most"),
+     f"pairs minus scores: {gap(raw[0])} on a common scale, {gap(raw[-1])} where scales wander most"),
     ("C15: Bradley-Terry, winner above loser",
-     f"{list(models)[-1]}: {told(one['accuracy'])}, calibration error {plots.interval(one['ece']).mean:.3f}"),
+     f"{list(models)[-1]}: {told(one['accuracy'])}, far from the ceiling; calibration error "
+     f"{plots.interval(one['ece']).mean:.3f}"),
     ("C16: collect preferences from people",
      f"{len(people_said)} pairs of {', '.join(sorted({p['annotator'] for p in people_said}))} trained a reward model (course-a "
      "and course-b: one AI model, which read twice)"),

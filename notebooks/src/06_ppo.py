@@ -84,8 +84,8 @@ formula = memory.estimate("PPO", memory.shape_of(policy.config), precision="fp32
 
 # %%
 kinds = ("weights", "gradients", "optimizer", "activations")
-big = {name: memory.estimate(name, memory.LLAMA_7B, rows=64, group=8, micro_batch=4, prompt_tokens=512, new_tokens=512)
-       for name in ("PPO", "GRPO")}
+big = {name: memory.estimate(name, memory.LLAMA_7B, rows=64, group=8, micro_batch=4, prompt_tokens=512, new_tokens=512,
+                             checkpointing=True) for name in ("PPO", "GRPO")}
 left = {f"{role}, {how}": usage[role] for role in roles for how, usage in (("live", measured), ("formula", formula))}
 right = {f"{name}\n{role}": usage for name in big for role, usage in big[name].items()}
 fig, axes = plots.subplots(1, 2, height=4.4)
@@ -99,7 +99,7 @@ for ax, bars, unit, scale in ((axes[0], left, "MB", 1e6), (axes[1], right, "GB",
     ax.set_xlabel("role")
     ax.set_ylabel(unit)
 axes[0].set_title("here, in one step")
-axes[1].set_title("7 B parameters, bf16 and AdamW")
+axes[1].set_title("7 B parameters, bf16, AdamW, checkpointing")
 axes[0].legend(fontsize=8, loc="center right")
 total = {how: sum(getattr(u, k) for u in usage.values() for k in kinds) for how, usage in
          (("live", measured), ("formula", formula))}
@@ -265,9 +265,9 @@ table(["", "first quarter", "second", "third", "last"],
 # %% [markdown]
 # **Explain.** A share near 0 says that the critic has learnt the mean score and little else. To do better it would have
 # to check the arithmetic, and a thousand answers do not teach it that. A value model is as hard to train as a reward
-# model, and gets a far poorer signal: that is what GRPO's authors saw when they dropped it. Move $\lambda$ below, over a
-# wrong answer and a right one: the flatter $V$ is, the more evenly $\lambda = 1$ spreads the surprise at the end over all
-# tokens, and the more of it $\lambda = 0$ leaves to the last one.
+# model, and gets a far poorer signal. GRPO's authors name this, beside memory, as a reason to do without one; they argue
+# it and do not measure it. Move $\lambda$ below, over a wrong answer and a right one: the flatter $V$ is, the more evenly
+# $\lambda = 1$ spreads the surprise at the end over all tokens, and the more of it $\lambda = 0$ leaves to the last one.
 
 # %%
 episodes = play(agent, Questions(starts.sum_rows("test", 40), reward), count=20, samples=2, seed=3)
@@ -294,7 +294,8 @@ over_tokens(right)
 # ## 4 · Conservative: the clip (C21)
 #
 # Sampling answers is expensive. Can a batch be used for more than one step? After the first step the answers are no
-# longer the policy's own, which importance weights can mend:
+# longer the policy's own. A weight on each token mends what is said at $s_t$. How often a text gets to $s_t$ has changed
+# too; PPO leaves that out, which is right only while the policy has moved little:
 #
 # $$\text{ratio}_t = \frac{p_\theta(a_t \mid s_t)}{p_{old}(a_t \mid s_t)} \qquad\qquad
 # \max_\theta \; E\big[\min\big(\text{ratio}_t A_t,\; \text{clip}(\text{ratio}_t, 1-\epsilon, 1+\epsilon) A_t\big)\big]$$
@@ -424,8 +425,9 @@ table(["run", "learning rate", "approx KL of a batch's last update, nats a token
        "explained variance"], rows)
 
 # %% [markdown]
-# **Explain.** Importance weights are right on average and wild in the particular: each step without a clip follows
-# ratios that its own last step has made, and the policy leaves the region in which the batch says anything about it.
+# **Explain.** The weights correct a token, not the way that led to it, and they vary wildly once the policy has moved:
+# each step without a clip follows ratios that its own last step has made, and the policy leaves the region in which the
+# batch says anything about it.
 # The clip stops a token once it has moved far enough, so that four epochs learn *more* than one at a rate at which four
 # epochs without a clip lose what the start could do.
 #

@@ -462,7 +462,7 @@ for name, settings in grpo.VARIANTS.items():
 # %% [markdown]
 # DAPO lets ratios rise further than they may fall (rare tokens have room to grow), lets every token count the same, and
 # draws more prompts to replace groups that teach nothing. GSPO takes one ratio an answer. Dr. GRPO with one update a
-# batch *is* RLOO of notebook 03, times a constant; a test of the course says so, to the last digit.
+# batch *is* RLOO of notebook 03, times a constant; a test of the course says so, to a millionth.
 #
 # How many groups taught nothing?
 
@@ -498,7 +498,21 @@ if real := scale_up("GRPO", steps=100, rows=32, prompt=72, answer=96, group=8, f
 
 # %% [markdown]
 # ## Recap
-#
+
+# %%
+equal = objectives.group_advantages(torch.full((1, 8), 0.1)).abs().max()
+table(["claim of the lecture", "measured on this page"], [
+    ("C23: GRPO drops the value model", f"{ratios['GRPO']:.0%} of PPO's memory at 7B, {ratios['GRPO, a rule as reward']:.0%} "
+     "with a rule as the reward, by formula"),
+    ("C24: an answer is compared with its group",
+     f"largest advantage in a group of equal rewards: {float(equal):g}; with 1/|o| wrong texts go from {g0[wrong]:.2f} to "
+     f"{g1[wrong]:.2f} tokens, with a constant to {d1[wrong]:.2f}"),
+    ("C25: rules are reward enough for mathematics and code", "pass@1 " + "; ".join(
+        f"{name} {study['before']['pass@1']:.0%} to {share(rate(study, 'pass@1')[1])}, where the start had pass@8 "
+        f"{study['before']['pass@8']:.0%}" for name, study in studies.items())),
+])
+
+# %% [markdown]
 # | question | answer |
 # | --- | --- |
 # | What replaces the critic? | the mean reward of a group of answers to the same prompt |

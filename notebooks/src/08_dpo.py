@@ -339,9 +339,9 @@ told_nothing = {name: [100 * (a - study["reference"]) for a in values] for name,
 print("Above log pi_ref, in points:", "; ".join(f"{name} {told(over, '{:+.1f}')}" for name, over in told_nothing.items()))
 
 # %% [markdown]
-# **Explain.** The two judges are alike, and that does not make them good. Both stand just above a reference that was told
-# nothing, and far from a perfect judge: of a judge whose interval holds 0 in the last line, these seeds cannot say that it
-# learnt anything that the reference did not have. A thousand noisy verdicts are few.
+# **Explain.** The two judges are nearly alike; where an interval in the caption lies below 0, the reward model is the
+# better one. Neither is good: both are far from a perfect judge, and of a judge whose interval holds 0 in the last line,
+# these seeds cannot say that it learnt anything that the reference did not have. A thousand noisy verdicts are few.
 #
 # Now the policies. RLHF's curves come from notebook 05 (its reward models); DPO's from one pass over the labels.
 # Gold is what people had in mind; neither method ever sees it. **Predict**: who ends higher, with the same $\beta$?
@@ -519,7 +519,7 @@ DPOMargin(chosen=-2, rejected=-5, beta=0.1)
 # | `smoothed` | a share of the labels is flipped: do not believe any margin too much | Mitchell 2023 |
 # | `robust` | the same flips, made up for: on average the loss of clean labels | Chowdhury 2024 |
 # | `ipo` | a square: a margin to reach, not to widen for ever | Azar 2024 |
-# | `hinge` | stops pulling once the margin is 1 | Zhao 2023 |
+# | `hinge` | stops pulling once $\beta h$ is 1 | Zhao 2023 |
 # | `kto` | each answer alone: thumbs up or down suffice, no pairs needed | Ethayarajh 2024 |
 # | `simpo` | no reference, log-probs per token, a margin to keep | Meng 2024 |
 # | `orpo` | no reference; SFT on the chosen answer in the same loss | Hong 2024 |

@@ -414,7 +414,7 @@ table(["when", "choose", "because", "source"], guide)
 # | thumbs up or down, no pairs | KTO: each answer is judged alone | literature: Ethayarajh 2024 |
 # | people can be asked again | DPO in rounds, on fresh answers | measured in 08; Guo 2024 |
 # | pairs, a way to sample, time to tune both | an online method | literature: Xu 2024, Tang 2024; here: the table above |
-# | the reward model is weak | a small n, a large $\beta$, an early stop; more labels | measured in 04, 05; Gao 2022, Coste 2023 |
+# | the reward model is weak | a small n, a large $\beta$, an early stop | measured in 05 (more labels: no effect); Gao 2022 |
 # | there are demonstrations | SFT first: what is never sampled cannot be reinforced | measured in 02, 07; Ouyang 2022 |
 # | the model lacks the knowledge | pre-training, a tool, or "I do not know" | measured in 02; Gekhman 2024 |
 # | an agent's errors were corrected | SFT while it knows little, then DPO | SFT measured in 09; Qin 2025 |
@@ -492,7 +492,7 @@ table(["claim of the lecture", "measured on this page"], [
 # al., *Training language models to follow instructions with human feedback*, 2022 · Gao et al., *Scaling laws for
 # reward model overoptimization*, 2022 · Rafailov et al., *Direct preference optimization*, 2023 · Dong et al., *RAFT:
 # reward ranked finetuning*, 2023 · Touvron et al., *Llama 2*, 2023 · Coste et al., *Reward model ensembles help
-# mitigate overoptimization*, 2023 · Ahmadian et al., *Back to basics: revisiting REINFORCE-style optimization for
+# mitigate overoptimization*, 2023 · Ahmadian et al., *Back to basics: revisiting REINFORCE style optimization for
 # RLHF*, 2024 · Shao et al., *DeepSeekMath*, 2024 · Ethayarajh et al., *KTO*, 2024 · Guo et al., *Direct language model
 # alignment from online AI feedback*, 2024 · Dubois et al., *Length-controlled AlpacaEval*, 2024 · Xu et al., *Is DPO
 # superior to PPO for LLM alignment?*, 2024 · Tang et al., *Understanding the performance gap between online and offline
