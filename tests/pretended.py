@@ -98,11 +98,15 @@ def begin() -> None:
     torch.cuda.is_bf16_supported = lambda **_: False
     torch.cuda.mem_get_info = lambda device: (2**40, 2**40)
     torch.Generator = Generator
+    mode = Pretended()
     load, to, init, copied = PreTrainedModel.from_pretrained.__func__, nn.Module.to, nn.Linear.__init__, nn.Parameter.__deepcopy__
 
     def from_pretrained(kind, *args, **kwargs):
-        with torch._C.DisableTorchFunction():  # transformers fills buffers in ways that a mode disturbs
+        mode.__exit__(None, None, None)  # transformers makes tensors in a mode of its own, which this one disturbs
+        try:
             return load(kind, *args, **kwargs)
+        finally:
+            mode.__enter__()
 
     def moved(module, *args, **kwargs):
         place = next((x for x in (*args, *kwargs.values()) if isinstance(x, (torch.device, str)) and is_device(x)), None)
@@ -125,4 +129,4 @@ def begin() -> None:
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)
     nn.Module.to, nn.Module.cpu = moved, lambda module: moved(module, CPU)
     nn.Linear.__init__, nn.Parameter.__deepcopy__ = linear, deepcopy
-    Pretended().__enter__()
+    mode.__enter__()
