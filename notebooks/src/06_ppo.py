@@ -99,7 +99,7 @@ for ax, bars, unit, scale in ((axes[0], left, "MB", 1e6), (axes[1], right, "GB",
     ax.set_xlabel("role")
     ax.set_ylabel(unit)
 axes[0].set_title("here, in one step")
-axes[1].set_title("7 B parameters, bf16, AdamW, checkpointing")
+axes[1].set_title("7 B parameters, bf16,\nAdamW, checkpointing")
 axes[0].legend(fontsize=8, loc="center right")
 total = {how: sum(getattr(u, k) for u in usage.values() for k in kinds) for how, usage in
          (("live", measured), ("formula", formula))}
