@@ -169,7 +169,7 @@ def run(options, argv):
     if not options.smoke:
         from course_lib import artifacts
 
-        fill_store(set().union(*map(notebooks.artifacts_in, paths)) if options.names else artifacts.names())
+        fill_store(sorted(set().union(*map(notebooks.artifacts_in, paths))) if options.names else artifacts.names())
     jobs = min(jobs_here(), len(paths))
     print("Running %d notebook%s%s." % (
         len(paths), "s" * (len(paths) != 1), ", %d at a time" % jobs if jobs > 1 else ""), flush=True)
