@@ -138,22 +138,16 @@ for kind, by_width in scales.items():
 ax.set_xlabel("how far people's zeros and moods wander (standard deviation, gold points)")
 ax.set_ylabel("accuracy on new cities")
 ax.legend()
-lead = {kind: [plots.interval([p - s for p, s in zip(scales["pairs"][k], scales[kind][k])])
-               for k in range(len(wander))] for kind in list(scales)[1:]}
-raw, own = lead.values()
-
-
-def gap(d):
-    """Pairs minus scores: the mean, and its 95 % interval."""
-    return f"{d.mean:+.1%} ({d.lo:+.1%} to {d.hi:+.1%})"
-
-
-plots.finish(fig, f"Pairs minus scores: {gap(raw[0])} on a common scale, {gap(raw[-1])} where scales wander by "
-                  f"{wander[-1]} points; {gap(own[-1])} there if each person is standardised.")
+raw, own = ([[p - s for p, s in zip(scales["pairs"][k], scales[kind][k])] for k in range(len(wander))]
+            for kind in list(scales)[1:])
+raw_gaps, own_gaps = ([told(gap, "{:+.1%}") for gap in gaps] for gaps in (raw, own))
+plots.finish(fig, f"Pairs minus scores: {raw_gaps[0]} on a common scale, {raw_gaps[-1]} where scales wander by "
+                  f"{wander[-1]} points; {own_gaps[-1]} there if each person is standardised.")
 for k, width in enumerate(wander):
     words = ["pairs better" if d.lo > 0 else "scores better" if d.hi < 0 else "no difference that shows"
-             for d in (raw[k], own[k])]
-    print(f"wander {width}: against raw scores {gap(raw[k])}, {words[0]}; against scores per person {gap(own[k])}, {words[1]}")
+             for d in map(plots.interval, (raw[k], own[k]))]
+    print(f"wander {width}: against raw scores {raw_gaps[k]}, {words[0]}; "
+          f"against scores per person {own_gaps[k]}, {words[1]}")
 
 # %% [markdown]
 # **Explain.** A score on a common scale is worth more than a comparison: it says by how much. A wandering zero is noise
@@ -609,7 +603,7 @@ table(["claim of the lecture", "measured on this page"], [
      f"{best_view}: {told(best[0])} with {counts[0]} pairs, {told(best[-1])} with {counts[-1]}; ceiling {ceiling:.1%}, nine "
      f"tenths of it with {f'about {needed:.0f}' if needed else f'more than {counts[-1]}'}"),
     ("C14: scores are hard to calibrate, pairs more reliable",
-     f"pairs minus scores: {gap(raw[0])} on a common scale, {gap(raw[-1])} where scales wander most"),
+     f"pairs minus scores: {raw_gaps[0]} on a common scale, {raw_gaps[-1]} where scales wander most"),
     ("C15: Bradley-Terry, winner above loser",
      f"{list(models)[-1]}: {told(one['accuracy'])}, far from the ceiling; calibration error "
      f"{plots.interval(one['ece']).mean:.3f}"),
