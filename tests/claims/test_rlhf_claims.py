@@ -19,13 +19,16 @@ def ends(runs):
 
 
 def test_c17_the_learned_reward_rises_to_the_end_while_gold_turns_in_every_seed(runs):
+    """When and how deep gold turns differs between trainings of the start: from step 9 to 22 of 32, by 1 to 8 points."""
     assert len(runs["beta 0"]) >= 5
+    gains = []
     for run in runs["beta 0"]:
         proxy, gold = lab.smooth(run["proxy"]), lab.turnover(run)
-        third = len(proxy) // 3
-        assert proxy[-1] == pytest.approx(max(proxy), abs=0.1) and proxy[-1] > proxy[third] > proxy[4]
-        assert gold["peak"] > gold["start"] + 0.5 and gold["step"] < 2 * third
-        assert gold["peak"] - gold["end"] > 0.5  # by how much differs: from 1 to 8 points over two trainings of the start
+        assert proxy[-1] == pytest.approx(max(proxy), abs=0.1)
+        assert proxy[-1] > proxy[gold["step"] - 1] > proxy[4]  # before gold's peak, and after it
+        assert gold["peak"] - gold["end"] > 0.5
+        gains.append(gold["peak"] - gold["start"])
+    assert interval(gains).lo > 0.25  # not 0: the highest of many noisy means lies above the first by itself
 
 
 def test_c17_gold_itself_does_not_turn(runs):
@@ -45,8 +48,14 @@ def test_c17_best_of_n_overoptimises_too():
         falls.append(own[top] - own[-1])
         gains.append(own[top] - own[0])
     assert len(falls) >= 5 and interval(falls).lo > 0 and interval(gains).lo > 0.2
-    points = [(kl, at - gold[0]) for gold in study["gold"] for kl, at in zip(study["kl"], gold) if kl > 0]
-    assert lab.gao_fit(*zip(*points), "d (alpha - beta d)").r2 > 0.6  # Gao et al. 2022
+
+
+def test_c17_mean_gold_follows_the_form_that_gao_et_al_found_for_best_of_n():
+    study = artifacts.result("rlhf_best_of")
+    gold = [sum(column) / len(column) for column in zip(*study["gold"])]  # a single reward model's curve lies above or below
+    fits = [lab.gao_fit(study["kl"][1:], [at - gold[0] for at in gold[1:]], form).r2
+            for form in ("d (alpha - beta d)", "d (alpha - beta log d)")]
+    assert fits[0] > 0.6 and fits[0] > fits[1]
 
 
 def test_c19_gold_ends_higher_with_kl_than_without(runs):
