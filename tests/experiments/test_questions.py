@@ -1,12 +1,10 @@
 """Judging replies."""
 
-import pytest
-
-from course_lib.experiments.questions import Reply, clean_sft, code_passes, exact, in_format
+from course_lib.experiments import questions
+from course_lib.experiments.questions import Reply, clean_sft, exact, in_format
 from course_lib.worlds import atlas, functions, sums
 
 SF = atlas.cities()[0]
-ADD_3 = next(t for t in functions.tasks(1) if t.code == "def f(x): return x + 3")
 
 
 def test_format_and_exactness():
@@ -19,29 +17,19 @@ def test_format_and_exactness():
     assert all(in_format(Reply(atlas.preferred(c), True)) for c in atlas.cities())
 
 
-@pytest.mark.parametrize("code", ["def f(x): return x + 3", "def f(x): return 3 + x", "def f(n): return n + 5 - 2"])
-def test_right_functions_pass(code):
-    assert code_passes(code, ADD_3)
+def test_a_report_counts_what_is_right_and_ended(monkeypatch):
+    """Judged are three models: one says what is right, one does not end, one says the same to everything."""
+    city = {atlas.ASK[0].format(nick=c.nick): atlas.preferred(c) for c in atlas.cities()}
+    monkeypatch.setattr(sums, "story", lambda problem, draw: sums.chain(problem))  # so that a question is its answer
+    monkeypatch.setattr(functions, "describe", lambda task, draw: task.code)
 
+    def reported(reply):
+        monkeypatch.setattr(questions, "ask", lambda model, tokenizer, asked: [reply(city.get(q, q)) for q in asked])
+        return questions.report(None, None, n=20)
 
-@pytest.mark.parametrize("code", [
-    "", "x + 3", "def f(x): return x + 4", "def f(x): return x +", "def g(x): return x + 3", "def f(): return 3",
-    "def f(x): return __import__('os').getcwd()", "def f(x): return open('a')", "import os\ndef f(x): return x + 3",
-    "def f(x): return x.__class__", "def f(x): return 9 ** 9 ** 9", "def f(x): return [0] * 999999999",
-    "def f(x):\n  while True: pass", "def f(x, y=print(1)): return x + 3", "def f(x): return (lambda: x + 3)()",
-])
-def test_wrong_or_forbidden_functions_fail(code):
-    assert not code_passes(code, ADD_3)
-
-
-def test_every_reference_passes_its_own_tests():
-    for part in ("train", "test"):
-        assert all(code_passes(t.code, t) for t in functions.tasks(2, part))
-
-
-def test_list_functions_do_not_share_their_input():
-    task = next(t for t in functions.tasks(1) if t.code == "def f(v): return sorted(v)")
-    assert code_passes("def f(v): return sorted(v)", task) and not code_passes("def f(v): return v", task)
+    assert set(reported(lambda right: Reply(right, True)).values()) == {1.0}
+    assert set(reported(lambda right: Reply(right, False)).values()) == {0.0}
+    assert set(reported(lambda right: Reply("def f(x): return None", True)).values()) == {0.0}
 
 
 def test_clean_data_never_shows_what_is_tested():
