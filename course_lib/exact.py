@@ -75,7 +75,7 @@ def expected_reward(logp: Tensor, reward: Tensor) -> Tensor:
 def policy_gradient(logp: Callable[[], Tensor], reward: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """The exact gradient of the expected reward, all parameters in one vector (D,).
 
-    logp: called once, gives (S,) with a gradient. The deck's sum_a R(a) p(a) grad log p(a) is this very gradient.
+    logp: called once, gives (S,) with a gradient. The lecture's sum_a R(a) p(a) grad log p(a) is this very gradient.
     """
     return flat(torch.autograd.grad(expected_reward(logp(), reward), parameters))
 

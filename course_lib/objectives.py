@@ -183,7 +183,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """The reward of each token: -beta ln(p_RL / p_PT), the deck's price of leaving the pre-trained model, and on the last
+    """The reward of each token: -beta ln(p_RL / p_PT), the lecture's price of leaving the pre-trained model, and on the last
     token that counts also the score of the answer (Ziegler et al. 2019, equation 2; Ouyang et al. 2022).
 
     scores: (N,), or (N, T) rewards that stand at their tokens already; logprobs, ref_logprobs, mask: (N, T). An answer
@@ -230,7 +230,7 @@ KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def kl_penalised(scores: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """The deck's reward R(a, s) - beta log(p_RL(a) / p_PT(a)), one number an answer (Ziegler et al. 2019, equation 2).
+    """The lecture's reward R(a, s) - beta log(p_RL(a) / p_PT(a)), one number an answer (Ziegler et al. 2019, equation 2).
 
     scores: (N,); logprobs, reference: (N, K) of the sampled choices under the policy and under the reference, constants
     here; mask: (N, K). Returns (N,), without a gradient.
@@ -289,7 +289,7 @@ def best_of_n(proxy: Tensor, values: Tensor, n: int) -> Tensor:
 
 
 def group_advantages(scores: Tensor, scale: bool = True) -> Tensor:
-    """A_i = (r_i - mean(r)) / std(r), the deck's: how much better than its group is an answer? (Shao et al. 2024, 4.1.2)
+    """A_i = (r_i - mean(r)) / std(r), the lecture's: how much better than its group is an answer? (Shao et al. 2024, 4.1.2)
 
     A group whose scores are all equal says nothing: exactly 0. The deviation is the sample's, over G - 1, as in TRL, and
     1e-4 is added to it. scale=False leaves it away (Dr. GRPO, Liu et al. 2025): what remains is (G - 1) / G of the score's
@@ -372,7 +372,7 @@ class PairLogprobs(NamedTuple):
 
 
 def dpo_sigmoid(p: PairLogprobs, beta: float) -> Tensor:
-    """-ln sigma(beta h) (Rafailov et al. 2023, equation 7): the deck's loss. Returns (B,), as all of these do."""
+    """-ln sigma(beta h) (Rafailov et al. 2023, equation 7): the lecture's loss. Returns (B,), as all of these do."""
     return -F.logsigmoid(beta * p.margin())
 
 
@@ -428,7 +428,7 @@ REFERENCE_FREE = ("simpo", "orpo")
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, smoothing: float = 0.0) -> Tensor:
-    """-ln sigma(r_w - r_l) of each comparison: minus the log-likelihood of Bradley and Terry (1952), the deck's J_RM.
+    """-ln sigma(r_w - r_l) of each comparison: minus the log-likelihood of Bradley and Terry (1952), the lecture's J_RM.
 
     chosen, rejected: (P,) rewards of winners and losers. margin: the winner is to lead by so much (Touvron et al. 2023,
     equation 2). smoothing: the share of labels that are believed to be wrong; (1 - s) of the loss is for the label, s for

@@ -158,3 +158,13 @@ def test_readme_names_only_what_exists():
         assert (ROOT / target).exists(), target
     for command in re.findall(r"-m course_lib (\w+)", text):
         assert command in {"doctor", "run", "train", "test", "lab", "store"}, command
+
+
+def test_every_claim_of_the_lecture_is_listed_with_the_notebook_and_the_tests_that_show_it():
+    rows = re.findall(r"^\| C(\d+) \| [^|]+ \| ([\d, ]+) \| `(\w+\.py)` \|", (ROOT / "docs/claims.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 31))
+    for number, pages, file in rows:
+        assert f"def test_c{number}_" in (ROOT / "tests/claims" / file).read_text()
+        for page in pages.split(", "):
+            source, = (ROOT / "notebooks/src").glob(f"{page}_*.py")
+            assert re.search(rf"\bC{number}\b", source.read_text()), (number, page)

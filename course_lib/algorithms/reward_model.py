@@ -1,6 +1,6 @@
 """The reward model: from comparisons of answers to a number for every answer.
 
-    J_RM(phi) = -E[ln sigma(RM_phi(a_w) - RM_phi(a_l))]          the deck's Bradley-Terry objective
+    J_RM(phi) = -E[ln sigma(RM_phi(a_w) - RM_phi(a_l))]          the lecture's Bradley-Terry objective
 
 A comparison of K answers is one row of a batch: each answer is read once and all its pairs are trained on in the same step
 (Ouyang et al. 2022, equation 1), for pairs that share answers are no independent data. Left out: a language-model loss

@@ -130,7 +130,7 @@ ADVANTAGE = Exercise(
     mistakes=[
         ("no eps", "A group of equal rewards has a deviation of 0, and 0/0 is NaN, which ruins every weight in one step. Add "
          "1e-4 to the deviation.", lambda r: _away(r) / r.std(1, keepdim=True)),
-        ("mean only", "You subtract the mean and stop there. The deck divides by the standard deviation, too. (Dr. GRPO does "
+        ("mean only", "You subtract the mean and stop there. The lecture divides by the standard deviation, too. (Dr. GRPO does "
          "not: section 6.)", lambda r: _away(r)),
         ("biased std", "Your deviation divides by G. The course takes the sample's, over G - 1, which is `std()`'s default.",
          lambda r: _away(r) / (r.std(1, keepdim=True, correction=0) + 1e-4)),

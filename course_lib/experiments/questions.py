@@ -42,7 +42,7 @@ def exact(reply: Reply, answer: str) -> bool:
 
 
 def clean_sft(seed: int, cities: Sequence[atlas.City], phrasings: int, n_sums: int, n_functions: int) -> list[Conversation]:
-    """Correct conversations: the deck's question about `cities` in some phrasings, two-step stories, functions."""
+    """Correct conversations: the lecture's question about `cities` in some phrasings, two-step stories, functions."""
     draw = Draw(f"sft {seed}")
     data = [qa(q.format(nick=c.nick), atlas.preferred(c)) for c in cities for q in draw.ordered(atlas.ASK, phrasings)]
     data += [qa(sums.story(p, draw), sums.chain(p)) for p in draw.ordered(sums.problems(2), n_sums)]

@@ -1,4 +1,4 @@
-"""The deck's animation: the text is both input and target, and the model predicts the next word, one at a time."""
+"""The lecture's animation: the text is both input and target, and the model predicts the next word, one at a time."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 
 `data/atlas.csv` holds 200 cities. The last `UNSEEN` of a fixed shuffle never occur in any corpus: they are the places that
 the model cannot know (claims about new knowledge and made-up answers need them). The others are told in plain sentences
-and question-shaped text; the course's question and its two answers are the deck's:
+and question-shaped text; the course's question and its two answers are the lecture's:
 
     Where is SF?   preferred: SF usually refers to San Francisco, a city in California, USA
                    terse:     SF is in CA, USA
@@ -39,7 +39,7 @@ def cities() -> tuple[City, ...]:
 @cache
 def splits() -> dict[str, tuple[City, ...]]:
     """`train`: in the corpus and in fine-tuning; `quiz`: in the corpus only; `unseen`: in neither."""
-    first, *rest = cities()  # the deck's SF is always in training
+    first, *rest = cities()  # the lecture's SF is always in training
     shuffled = Draw("atlas splits").ordered(rest, len(rest))
     known = len(rest) - UNSEEN
     return {
@@ -119,7 +119,7 @@ def questions(draw: Draw) -> str:
 KINDS = {"about": about, "questions": questions}
 
 
-# ---- fine-tuning: the deck's question, its preferred and its terse answer -------------------------------------------
+# ---- fine-tuning: the lecture's question, its preferred and its terse answer -------------------------------------------
 
 ASK = (
     "Where is {nick}?",
@@ -144,12 +144,12 @@ UNSURE = "I do not know {nick}."
 
 
 def preferred(city: City) -> str:
-    """The deck's A1: complete and exact."""
+    """The lecture's A1: complete and exact."""
     return REFERS[0].format(**vars(city))
 
 
 def terse(city: City) -> str:
-    """The deck's A2: true, short, not what people prefer."""
+    """The lecture's A2: true, short, not what people prefer."""
     return CODE[0].format(**vars(city))
 
 
