@@ -15,7 +15,7 @@ from course_lib.lm.heads import SharedCritic, ValueModel
 from course_lib.lm.logprobs import completion_logprobs
 from course_lib.lm.model import build_lm
 from course_lib.lm.sampling import sample
-from course_lib.memory import LLAMA_7B, LLAMA_70B, Saved, Shape, Usage, activation_bytes, estimate, live, shape_of
+from course_lib.memory import LLAMA_7B, LLAMA_70B, Saved, Usage, activation_bytes, estimate, live, shape_of
 
 ROWS, PROMPT, NEW = 8, 24, 24
 

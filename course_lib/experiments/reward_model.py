@@ -4,7 +4,6 @@
 the test asks about cities that no label is about, and every accuracy is exact: the mean probability that a person agrees.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_lib.algorithms import reward_model as rm
 from course_lib.annotators import people
 from course_lib.experiments.preferences import comparisons, examination, ratings
-from course_lib.experiments.sft import false_answer, linear_reward
+from course_lib.experiments.sft import false_answer
 from course_lib.lm.device import autocast
 from course_lib.lm.reward_head import RewardModel, collate, encode_answer
 from course_lib.objectives import bradley_terry, plackett_luce, reliability, token_losses
@@ -88,14 +87,6 @@ def surface(answer: str) -> list[float]:
             sum(w[:1].isupper() for w in words), len(words) - len(set(words)), len(runs) - len(set(runs)),
             float(bool(re.match(r"[A-Z]{2,4} ", answer))), *(float(phrase in answer) for phrase in
             ("refers to", "short for", "stands for", "a city in", " is in ", " means ", "You can", "!", ":", "every"))]
-
-
-def surface_reward(labels: Sequence[dict]) -> Reward:
-    """A logistic regression on `surface`, fitted to pairs: the baseline that a reward model must beat."""
-    texts = [row[side] for side in ("chosen", "rejected") for row in labels]
-    index = torch.arange(len(labels))
-    w = linear_reward(torch.tensor([surface(t) for t in texts]), index, index + len(labels))
-    return lambda prompts, completions, **columns: (torch.tensor([surface(t) for t in completions]) @ w).tolist()
 
 
 # ---- linear rewards: a head on features that are not trained ---------------------------------------------------------

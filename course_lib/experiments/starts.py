@@ -4,7 +4,7 @@ A model that is always right has nothing to learn from its own answers, and one 
 are fine-tuned on worked answers of which a share is wrong, as homework is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 

@@ -9,7 +9,7 @@
 # | | |
 # | --- | --- |
 # | time | under 1 minute on two CPU cores, as long on a T4 (estimates, for models that are in the store already) |
-# | starts from | nothing |
+# | starts from | base and SFT model |
 # | leaves behind | the base model and the SFT model in the store, if they are not there yet |
 #
 # Run the cells from top to bottom with Shift+Enter. Before a cell that computes something there is a question: answer it

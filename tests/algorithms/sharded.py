@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from course_lib.algorithms import dpo, grpo, ppo, pretrain, processes, reinforce, reward_model, rlhf, sft, sharding, training
 from course_lib.environments import LMAgent, Questions, play
-from course_lib.lm.heads import LMCritic, SharedCritic, ValueModel
+from course_lib.lm.heads import LMCritic, ValueModel
 from course_lib.lm.logprobs import recompute
 from course_lib.lm.model import build_lm, load_lm, save_lm
 from course_lib.lm.reward_head import RewardModel

@@ -3,7 +3,6 @@
 import pytest
 
 from course_lib import artifacts
-from course_lib.experiments.rlhf import turnover
 from course_lib.plots import interval
 
 pytestmark = [pytest.mark.claims, pytest.mark.slow]
