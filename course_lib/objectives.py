@@ -331,7 +331,7 @@ def token_weights(mask: Tensor, average: str = "sequence", longest: int = 0) -> 
     return mask / per.clamp(min=1).to(mask.device)
 
 
-def sequence_ratio(logprobs: Tensor, mask: Tensor) -> Tensor:
+def mean_logprob(logprobs: Tensor, mask: Tensor) -> Tensor:
     """1/|o_i| sum_t ln p_t, what GSPO takes the ratio of: s_i = (p_theta(o_i) / p_old(o_i))^(1/|o_i|) (Zheng et al. 2025,
     equation 7). One number an answer, for `clipped_surrogate`: (N, T) -> (N, 1); an answer without a token gives 0."""
     return sequence_logprob(logprobs, mask)[:, None] / mask.sum(1, keepdim=True).clamp(min=1)

@@ -402,7 +402,7 @@ def test_token_weights_refuse_what_they_cannot_do():
 def test_the_ratio_of_sequences_is_the_geometric_mean_of_its_tokens_ratios():
     new, old = torch.tensor([[-1.0, -2.0, 9.0], [0.0, 0.0, 0.0]]), torch.tensor([[-2.0, -4.0, 5.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, False], [False, False, False]])
-    ratio = (objectives.sequence_ratio(new, mask) - objectives.sequence_ratio(old, mask)).exp()
+    ratio = (objectives.mean_logprob(new, mask) - objectives.mean_logprob(old, mask)).exp()
     assert torch.allclose(ratio, torch.tensor([[math.exp(1.5)], [1.0]]))
 
 

@@ -24,7 +24,7 @@ from course_lib.algorithms.rlhf import reference_agent, reference_logprobs
 from course_lib.algorithms.training import take_step
 from course_lib.environments import Agent, Environment, Episodes, play
 from course_lib.objectives import (AVERAGES, clipped_surrogate, degenerate, group_advantages, k3, masked_mean,
-                                   sequence_logprob, sequence_ratio, token_weights)
+                                   mean_logprob, sequence_logprob, token_weights)
 
 VARIANTS = {
     "GRPO": {},
@@ -127,7 +127,7 @@ def gradient(agent: Agent, batch: Batch, rows: Tensor, config: GRPOConfig) -> di
         logprobs = part.logprobs(agent)                                                       # (m, K)
         old = logprobs.detach() if batch.old is None else batch.old[here]
         if config.ratio == "sequence":
-            surrogate = clipped_surrogate(sequence_ratio(logprobs, counted), sequence_ratio(old, counted),
+            surrogate = clipped_surrogate(mean_logprob(logprobs, counted), mean_logprob(old, counted),
                                           batch.advantages[here], config.clip_range, config.clip_high)  # (m, 1) each
         else:
             surrogate = clipped_surrogate(logprobs, old, batch.advantages[here], config.clip_range, config.clip_high)
