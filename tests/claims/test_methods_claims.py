@@ -1,5 +1,6 @@
 """C30, on the artifacts that the notebook shows."""
 
+import numpy as np
 import pytest
 
 from course_lib import artifacts
@@ -30,11 +31,11 @@ def test_c30_all_methods_are_there_from_one_start(studies, ends):
 
 
 def test_c30_every_method_beats_the_start(studies, ends):
-    for name, end in ends.items():
-        gains = [a - b for a, b in zip(end["gold"], studies[0]["start"])]
-        assert interval(gains).lo > 0, name
-        assert interval(end["wins"]).lo > 0.5, name
-        assert min(end["kl"]) > 0.5, name
+    """In gold, in judged pairs, and not by standing still; of single runs at most one does not gain."""
+    gains = {name: np.subtract(end["gold"], studies[0]["start"]) for name, end in ends.items()}
+    assert sum((gain <= 0).sum() for gain in gains.values()) <= 1
+    for name, end in ends.items():  # .3 and .55: twice the error of a mean over the seeds' 480 answers
+        assert gains[name].mean() > 0.3 and np.mean(end["wins"]) > 0.55 and interval(end["kl"]).lo > 0, name
 
 
 def test_c30_one_supervised_run_keeps_most_of_what_best_of_n_gains(studies, ends):
@@ -51,11 +52,18 @@ def test_c30_best_of_n_turns_while_the_learned_reward_rises(studies):
 
 
 def test_c30_the_learned_reward_is_no_judge_of_methods(ends):
-    promised, kept = ([a - b for a, b in zip(ends["best of n"][key], ends["SFT on the best"][key])] for key in ("proxy", "gold"))
-    assert interval(promised).lo > 0 and abs(interval(kept).mean) < 0.25  # it sees best of n ahead; gold does not
+    """It sees best of n ahead of SFT on the best, in every seed and by more than there is."""
+    promised, kept = (np.subtract(ends["best of n"][key], ends["SFT on the best"][key]) for key in ("proxy", "gold"))
+    assert min(promised) > 0 and interval(kept).mean < interval(promised).mean
 
 
-def test_c30_equal_kl_is_not_equal_quality(ends):
-    near = [a - b for a, b in zip(ends["RLOO"]["kl"], ends["DPO"]["kl"])]
-    assert abs(interval(near).mean) < 0.75
-    assert interval([a - b for a, b in zip(ends["RLOO"]["gold"], ends["DPO"]["gold"])]).mean > 0.3
+def test_c30_who_went_further_need_not_be_better(ends):
+    """KL is no measure of quality: there are two methods of which the nearer one has more gold. The other seeds choose them;
+    which they are differs between trainings of the start."""
+    ahead = []
+    for i in range(len(ends["DPO"]["gold"])):
+        seen = {name: {key: np.delete(end[key], i).mean() for key in ("gold", "kl")} for name, end in ends.items()}
+        near, far = max(((a, b) for a in seen for b in seen if seen[a]["kl"] <= seen[b]["kl"]),
+                        key=lambda pair: seen[pair[0]]["gold"] - seen[pair[1]]["gold"])
+        ahead.append(ends[near]["gold"][i] - ends[far]["gold"][i])
+    assert interval(ahead).mean > 0 and sum(lead > 0 for lead in ahead) >= len(ahead) - 1

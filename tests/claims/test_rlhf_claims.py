@@ -1,5 +1,6 @@
 """C17, C19 and C20, on the artifacts that the notebook shows."""
 
+import numpy as np
 import pytest
 
 from course_lib import artifacts
@@ -18,23 +19,32 @@ def ends(runs):
     return [lab.turnover(run)["end"] for run in runs]
 
 
+def lost(run):
+    """Share of what gold had gained at its peak that is lost again at the end; 1: it is back at the start."""
+    gold = lab.turnover(run)
+    return (gold["peak"] - gold["end"]) / (gold["peak"] - gold["start"])
+
+
+def at_most_a_point(differences):
+    """How far gold falls has no scale once a run breaks: one seed would decide about all."""
+    return interval(np.minimum(differences, 1))
+
+
 def test_c17_the_learned_reward_rises_to_the_end_while_gold_turns_in_every_seed(runs):
-    """When and how deep gold turns differs between trainings of the start: from step 9 to 22 of 32, by 1 to 8 points."""
-    assert len(runs["beta 0"]) >= 5
-    gains = []
-    for run in runs["beta 0"]:
-        proxy, gold = lab.smooth(run["proxy"]), lab.turnover(run)
-        assert proxy[-1] == pytest.approx(max(proxy), abs=0.1)
-        assert proxy[-1] > proxy[gold["step"] - 1] > proxy[4]  # before gold's peak, and after it
-        assert gold["peak"] - gold["end"] > 0.5
-        gains.append(gold["peak"] - gold["start"])
-    assert interval(gains).lo > 0.25  # not 0: the highest of many noisy means lies above the first by itself
+    """When gold turns, and how far it falls, differs between trainings of the start; so where to look, other seeds say."""
+    free = runs["beta 0"]
+    gold, proxy = (np.array([lab.smooth(run[key])[4:] for run in free]) for key in ("gold", "proxy"))  # (seed, step)
+    top = gold.mean(0).argmax()
+    assert len(free) >= 5 and (proxy[:, -1] > proxy[:, top]).all() and (proxy[:, top] > proxy[:, 0]).all()
+    stopped = np.array(lab.early_stop(free))
+    assert interval(stopped - gold[:, 0]).lo > 0.2
+    assert at_most_a_point(stopped - gold[:, -1]).lo > 0.2
+    assert min(map(lost, free)) > max(0.5, *map(lost, runs["gold itself"]))
 
 
 def test_c17_gold_itself_does_not_turn(runs):
-    for run in runs["gold itself"]:
-        gold = lab.turnover(run)
-        assert gold["peak"] - gold["end"] < 0.3 and gold["end"] > gold["start"] + 1.0
+    gains = [gold["end"] - gold["start"] for gold in map(lab.turnover, runs["gold itself"])]
+    assert max(map(lost, runs["gold itself"])) < 0.25 and interval(gains).lo > 1
 
 
 def test_c17_best_of_n_overoptimises_too():
@@ -61,7 +71,7 @@ def test_c17_mean_gold_follows_the_form_that_gao_et_al_found_for_best_of_n():
 def test_c19_gold_ends_higher_with_kl_than_without(runs):
     free, held = ends(runs["beta 0"]), ends(runs["beta 0.3"])
     assert len(held) == len(free) >= 5
-    assert interval([h - f for h, f in zip(held, free)]).lo > 0.5  # the same reward model, seed by seed
+    assert at_most_a_point(np.subtract(held, free)).lo > 0.2  # the same reward model, seed by seed
     kl = {name: [lab.smooth(run["kl"])[-1] for run in runs[name]] for name in ("beta 0", "beta 0.1", "beta 0.3")}
     means = {name: interval(values).mean for name, values in kl.items()}
     assert means["beta 0.3"] < means["beta 0.1"] < means["beta 0"]

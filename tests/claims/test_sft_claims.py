@@ -51,7 +51,7 @@ def test_c7_unknown_places_are_made_up_and_abstention_data_lower_that():
     study = artifacts.result("abstention")
     made_up = np.array(study["unseen"]["made_up"])  # (dose, seed)
     assert study["doses"][0] == 0 and (made_up[0] > 0.8).all()
-    assert interval(made_up[0] - made_up[-1]).lo > 0 and (made_up[0] - made_up[1] > 0).all()
+    assert interval(made_up[0] - made_up[-1]).lo > 0 and (np.diff(made_up.mean(1)) < 0).all()  # the more, the less
 
 
 def test_c8_likelihood_ranks_answers_worse_than_a_learnt_reward():
