@@ -257,17 +257,17 @@ table(["round", "agent", "forms done", "on new cities", "wrong steps", "steps a 
 # %% [markdown]
 # **Explain.** Round 1 does not bear the claim out. SFT's pull on a corrected step is $1 - \pi(\text{corrected})$: strong where
 # the agent does not know what to do. DPO asks only for a margin, and lets go as it opens: P(corrected step) rises less than by
-# one pass of SFT, and P(the mistake) hardly falls. In forms done one pass of SFT and DPO cannot be told apart, and two passes
-# are far ahead. (Each method has a learning rate of its own, in the cell above; neither was searched for long.)
+# one pass of SFT, and P(the mistake) hardly falls. Whether one pass of SFT gets more forms done than DPO, the line below the
+# first figure says; two passes are far ahead. (Each method has a learning rate of its own, in the cell above; neither was
+# searched for long.)
 #
-# In round 2 the agent knows more. Whether DPO gets more forms done than one pass of SFT, the line below the figure says; it is
-# not ahead of two passes, and the lines below count seeds in which each of the three made the agent worse.
+# In round 2 the agent knows more. The same line says how DPO stands to one pass of SFT there; beyond chance it is not ahead of
+# two passes, and the lines below count seeds in which each of the three made the agent worse.
 #
 # "The same mistake again" has two answers. The mistakes that the agent *used to* make become rarer by SFT at least as much as
 # by DPO, although SFT never sees them: what the corrected step gains, they lose. So the lecture's "ignores" is half of the
 # truth. But of the mistakes that are *left* after a pass of SFT, more are repetitions than before: it errs less often, and is
-# surer of it. Against one pass DPO's share is the smaller one; whether beyond chance, the caption says. Against two passes
-# it is the larger one in round 1 and the smaller one in round 2.
+# surer of it. Against one pass DPO's share is the smaller one; whether beyond chance, the caption says.
 
 # %%
 for name in METHODS:

@@ -248,8 +248,8 @@ plots.finish(fig, "On the frontier: " + "; ".join(f"{name}, {mark} (gold {g:.2f}
 # **Explain.** Each line begins at the start and moves away from it as it trains (best of n: as n doubles). To go a short way,
 # best of n needs no training at all. It cannot go far, since its KL grows only as $\log n$, and beyond some n it picks what
 # fools the reward model (notebook 05): its line turns down. A trained policy goes as far as its steps carry it, and what
-# holds it is the price of KL. DPO has gone about as far as RLOO and has less to show for it. And mind the whiskers: with this
-# many points, some are on the frontier by luck.
+# holds it is the price of KL. Look for two methods of which the nearer one has more gold: distance is not what is bought, only
+# what is paid. And mind the whiskers: with this many points, some are on the frontier by luck.
 #
 # Hide methods and see who takes their place on the frontier:
 
