@@ -118,20 +118,28 @@ def grade(exercise: Exercise, function: Callable) -> Report:
             return Report(False, f"{name}: not solved yet, using the course's reference for now.", solved=False)
         outcomes.append(outcome)
 
-    problems = [_problem(*pair, exercise.tolerance) for pair in zip(expected, outcomes, strict=True)]
+    pairs = list(zip(expected, outcomes, strict=True))
+    problems = [_problem(*pair, exercise.tolerance, gradients=False) for pair in pairs]
+    off = any(problems)  # then nothing is said of gradients, nor do they hide which mistake it is
+    if not off:
+        problems = [_problem(*pair, exercise.tolerance) for pair in pairs]
     if not any(problems):
         cases = "1 case" if len(outcomes) == 1 else f"{len(outcomes)} cases"
         return Report(True, f"{name}: correct ({cases}). Your function is used from here on.")
     first = next(i for i, problem in enumerate(problems) if problem)
     where = f"Case {first + 1} of {len(outcomes)}"
-    for mistake in exercise.mistakes:
-        if all(
-            _same(outcome, _call(mistake.wrong, case, exercise), exercise.tolerance)
-            for case, outcome in zip(exercise.cases, outcomes, strict=True)
-        ):
-            message = f"{name}: not right yet. {mistake.hint}\n{where}: {problems[first]}.\n{FALLBACK}"
-            return Report(False, message, mistake.name)
-    message = f"{name}: not right yet. {where}: {problems[first]}.\nIts input: {outcomes[first].inputs}\n{FALLBACK}"
+    for gradients in (True, False) if off else (True,):
+        for mistake in exercise.mistakes:
+            if all(
+                _same(outcome, _call(mistake.wrong, case, exercise), exercise.tolerance, gradients)
+                for case, outcome in zip(exercise.cases, outcomes, strict=True)
+            ):
+                message = f"{name}: not right yet. {mistake.hint}\n{where}: {problems[first]}.\n{FALLBACK}"
+                return Report(False, message, mistake.name)
+    problem = problems[first]
+    if outcomes[first].error is None and outcomes[first].value is None and all(e.value is not None for e in expected):
+        problem += " (is a `return` missing?)"
+    message = f"{name}: not right yet. {where}: {problem}.\nIts input: {outcomes[first].inputs}\n{FALLBACK}"
     return Report(False, message)
 
 
@@ -245,8 +253,8 @@ def _line(function: Callable, error: Exception) -> str:
 # Comparing two calls
 
 
-def _problem(expected: Outcome, got: Outcome, tolerance: float) -> str | None:
-    """What is wrong with a call, in words, or None."""
+def _problem(expected: Outcome, got: Outcome, tolerance: float, gradients: bool = True) -> str | None:
+    """What is wrong with a call, in words, or None. Without `gradients` only its value or error is looked at."""
     if got.error is not None:
         if type(got.error) is type(expected.error):
             return None
@@ -256,8 +264,9 @@ def _problem(expected: Outcome, got: Outcome, tolerance: float) -> str | None:
     if expected.error is not None:
         return f"it should raise {type(expected.error).__name__} ({_short(str(expected.error))}), but returned a value"
     if got.value is None and expected.value is not None:
-        return f"it returned None, expected {_kind(expected.value, True)} (is a `return` missing?)"
-    if problem := difference(expected.value, got.value, tolerance):
+        return f"it returned None, expected {_kind(expected.value, True)}"
+    problem = difference(expected.value, got.value, tolerance)
+    if problem or not gradients:
         return problem
     if expected.gradients is not None and got.gradients is None:
         return "the values are right but carry no gradient: a detach(), item() or no_grad() cut it off"
@@ -270,13 +279,13 @@ def _problem(expected: Outcome, got: Outcome, tolerance: float) -> str | None:
     return None
 
 
-def _same(a: Outcome, b: Outcome, tolerance: float) -> bool:
-    """Do two calls agree in everything that can be observed?"""
+def _same(a: Outcome, b: Outcome, tolerance: float, gradients: bool = True) -> bool:
+    """Do two calls agree in everything that can be observed, `gradients` included or not?"""
     if a.error is not None or b.error is not None:
         return type(a.error) is type(b.error) and str(a.error) == str(b.error)
     return (
         difference(a.value, b.value, tolerance) is None
-        and difference(a.gradients, b.gradients, tolerance) is None
+        and (not gradients or difference(a.gradients, b.gradients, tolerance) is None)
         and a.changed == b.changed
     )
 
@@ -284,7 +293,8 @@ def _same(a: Outcome, b: Outcome, tolerance: float) -> bool:
 def difference(expected: Any, got: Any, tolerance: float = 1e-5, where: str = "the result") -> str | None:
     """The first difference between two nested values, in words; None when they agree within the tolerance.
 
-    Lists and tuples are interchangeable; floats are not ints; tensors must agree in shape and dtype. NaN equals NaN.
+    Lists and tuples are interchangeable; a whole number passes for a float, but a float not for an int, and True for neither;
+    numpy's numbers are numbers. Tensors must agree in shape and dtype. NaN equals NaN.
     """
     if isinstance(expected, Tensor):
         return _tensor_difference(expected, got, tolerance, where)
@@ -307,12 +317,12 @@ def difference(expected: Any, got: Any, tolerance: float = 1e-5, where: str = "t
         pairs = [(expected[key], got[key], f"{where}[{key!r}]") for key in expected]
     elif isinstance(expected, (list, tuple)):
         if not isinstance(got, (list, tuple)) or hasattr(expected, "_fields") and type(got) is not type(expected):
-            return f"{where} should be a {type(expected).__name__}, not {_kind(got)}"
+            return f"{where} should be {_a(type(expected).__name__)}, not {_kind(got)}"
         if len(expected) != len(got):
             return f"{where} has {len(got)} elements, expected {len(expected)}"
         pairs = [(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(expected, got, strict=True))]
     elif type(expected) is not type(got):
-        return f"{where} should be a {type(expected).__name__}, not {_kind(got)}"
+        return f"{where} should be {_a(type(expected).__name__)}, not {_kind(got)}"
     elif dataclasses.is_dataclass(expected):
         names = [f.name for f in dataclasses.fields(expected)]
         pairs = [(getattr(expected, name), getattr(got, name), f"{where}.{name}") for name in names]
@@ -345,16 +355,17 @@ def _tensor_difference(expected: Tensor, got: Any, tolerance: float, where: str)
 
 
 def _number_difference(expected: Any, got: Any, tolerance: float, where: str) -> str | None:
-    kind = next(kind for kind in (int, float, numbers.Number) if isinstance(expected, kind))
+    kinds = {numbers.Integral: "int", numbers.Real: "float", numbers.Number: "number"}
+    kind = next(kind for kind in kinds if isinstance(expected, kind))
     if isinstance(got, bool) or not isinstance(got, kind):
         use = " (use .item())" if isinstance(got, Tensor) and got.numel() == 1 else ""
-        return f"{where} should be a plain {kind.__name__.lower()}, not {_kind(got)}{use}"
+        return f"{where} should be a plain {kinds[kind]}, not {_kind(got)}{use}"
     if expected != expected and got != got:
         return None
     if got != got:
         return f"{where} is NaN, expected {expected:.6g}"
-    same = expected == got if kind is int else math.isclose(expected, got, rel_tol=tolerance, abs_tol=tolerance)
-    return None if same else f"{where} is {got:.6g}, expected {expected:.6g}"
+    same = expected == got if kind is numbers.Integral else math.isclose(expected, got, rel_tol=tolerance, abs_tol=tolerance)
+    return None if same else f"{where} is {float(got):.6g}, expected {expected:.6g}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -365,16 +376,19 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def _a(word: str) -> str:
+    return f"{'an' if word.lower().startswith(('a', 'e', 'i', 'o', 'nd')) else 'a'} {word}"  # an int64, an ndarray, a uint8
+
+
 def _kind(thing: Any, with_value: bool = False) -> str:
     """A short description such as `a tensor of shape (2, 3)` or `a list`."""
     if thing is None:
         return "None"
     if isinstance(thing, Tensor):
-        return f"a {_dtype(thing)} tensor of shape {tuple(thing.shape)}"
+        return f"{_a(_dtype(thing))} tensor of shape {tuple(thing.shape)}"
     if with_value:
         return _short(repr(thing))
-    kind = type(thing).__name__
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    return _a(type(thing).__name__)
 
 
 def _describe(inputs: dict[str, Any]) -> str:

@@ -64,6 +64,9 @@ MASK = Exercise(
          lambda ids, assistant, end, pad: answer_mask(ids, assistant, end, pad) | (ids == assistant)),
         ("never stops", "From the first <|assistant|> on you count everything, the user's next question included. END "
          "closes the turn.", lambda ids, assistant, end, pad: (ids == assistant).cumsum(0) - (ids == assistant).int() > 0),
+        ("never stops, marker included", "From the first <|assistant|> on you count everything, the marker itself and the user's "
+         "next question included. The answer begins behind the marker, and END closes the turn.",
+         lambda ids, assistant, end, pad: (ids == assistant).cumsum(0) > 0),
         ("never stops, but for padding", "From the first <|assistant|> on you count all that is not padding: the user's next "
          "question too. END closes the turn.", lambda ids, assistant, end, pad:
          ((ids == assistant).cumsum(0) - (ids == assistant).int() > 0) & (ids != pad)),
@@ -233,6 +236,14 @@ def _pearson(x: Tensor, y: Tensor, constant: float = 0.0) -> float:
     return float((x * y).sum() / scale) if scale > 0 else constant
 
 
+def _cut(values: list[float]) -> Tensor:
+    return _ranks(values).to(torch.tensor(values).dtype).double()
+
+
+def _values(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def _order(values: list[float]) -> Tensor:
     return torch.tensor(values).argsort(stable=True).double()
 
@@ -262,12 +273,14 @@ RANKS = Exercise(
         ([1.0, 2.0, 2.0, 3.0], [10.0, 20.0, 30.0, 20.0]),
         ([0.3, -1.0, 2.5, 0.0, 0.3, 7.0], [4.0, 4.0, 1.0, 2.0, 4.0, 3.0]),
         ([5.0, 5.0, 5.0], [1.0, 2.0, 3.0]),
+        ([1.0, 2.0, 3.0], [5.0, 5.0, 5.0]),
+        ([8, 5, 12, 25, 30, 10, 10], [4.0, 4.5, 3.0, 2.0, 1.5, 0.0, -1.0]),  # whole numbers, with a tie
     ],
     mistakes=[
         ("Pearson of the values", "This is the correlation of the values themselves: one far outlier decides it. Turn "
-         "both lists into ranks first.", lambda a, b: _pearson(torch.tensor(a), torch.tensor(b))),
+         "both lists into ranks first.", lambda a, b: _pearson(_values(a), _values(b))),
         ("Pearson of the values, NaN without an order", "Two things: turn both lists into ranks first, and return 0, not 0 / 0, "
-         "where all values are equal.", lambda a, b: _pearson(torch.tensor(a), torch.tensor(b), constant=float("nan"))),
+         "where all values are equal.", lambda a, b: _pearson(_values(a), _values(b), constant=float("nan"))),
         ("argsort is not ranks", "argsort says which element comes first, second, ...; a rank says which place an "
          "element takes. (Without ties, argsort of argsort gives ranks.)",
          lambda a, b: _pearson(_order(a), _order(b))),
@@ -283,6 +296,11 @@ RANKS = Exercise(
          "values.", lambda a, b: float(((x := _ranks(a)) - x.mean()) @ ((y := _ranks(b)) - y.mean()) / len(a))),
         ("NaN without an order", "When all values are equal there is no order to agree with: return 0, not 0 / 0.",
          lambda a, b: _pearson(_ranks(a), _ranks(b), constant=float("nan"))),
+        ("NaN where the second list has no order", "Right but for one case: the second list may be the one whose values are "
+         "all equal. Then, too, the result is 0.",
+         lambda a, b: _pearson(_ranks(a), _ranks(b), constant=0.0 if len(set(a)) == 1 else float("nan"))),
+        ("ranks cut to whole numbers", "The values may be ints, and a rank in between, such as 2.5, is then cut to a whole "
+         "number: ranks need a type of their own.", lambda a, b: _pearson(_cut(a), _cut(b))),
         ("Kendall", "This counts pairs in the same order: Kendall's tau. Asked for is the correlation of the ranks.",
          _kendall),
     ],

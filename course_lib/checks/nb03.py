@@ -99,8 +99,8 @@ LOGPROB = Exercise(
         ("shifted the other way", "You compare a token with the logits at the place *after* it, which have read it. The logits "
          "at a position predict the next token: logits[:, :-1] with ids[:, 1:].",
          lambda logits, ids, mask: (-token_losses(logits[:, 1:], ids[:, :-1]) * mask[:, :-1]).sum(1)),
-        ("mask not shifted", "The log-probs are shifted, the mask is not: you count the last token of the prompt's place and "
-         "miss one of the answer.", lambda logits, ids, mask: (_parts(logits, ids, mask)[0] * mask[:, :-1]).sum(1)),
+        ("mask not shifted", "The log-probs are shifted, the mask is not: you miss the answer's first token and count the one "
+         "behind its last.", lambda logits, ids, mask: (_parts(logits, ids, mask)[0] * mask[:, :-1]).sum(1)),
         ("logits", "These are sums of logits. A logit is no log-probability before log_softmax.", _raw),
         ("masked logits", "You set the logits of masked positions to 0, which is the uniform distribution: each still adds "
          "-ln V. Mask the log-probs instead.", _zero_logits),

@@ -37,6 +37,9 @@ LOSS = Exercise(
          "gradient: the worst mistakes are never repaired.", lambda w, l: -torch.sigmoid(w - l).mean()),
         ("log of a rounded sigmoid", "Right on paper, but sigma(-500) is rounded to 0, whose logarithm is -inf, and exp(500) "
          "is inf. F.logsigmoid computes both in one step.", lambda w, l: -torch.sigmoid(w - l).log().mean()),
+        ("exponentials in a fraction", "Right on paper, but exp(250) is inf and exp(-250) is 0, and a fraction of the two is of "
+         "no use. Only the difference of the rewards counts: F.logsigmoid takes it as it is.",
+         lambda w, l: -(w.exp() / (w.exp() + l.exp())).log().mean()),
         ("sum", "You sum over the pairs: the step would grow with the batch. Take the mean.",
          lambda w, l: -F.logsigmoid(w - l).sum()),
         ("sigmoid of the mean", "You average the leads first. A pair with a large lead then pays for one that is wrong: "
@@ -95,6 +98,9 @@ LAST = Exercise(
          "the reward of that answer.", lambda hidden, real: hidden[:, -1]),
         ("first padding", "You read one place too far: the number of real tokens is the index of the first padding.",
          _at(lambda real: real.sum(1))),
+        ("crashes at the first padding", "Your index is the number of real tokens: in a full row that is behind the end, and in "
+         "a shorter one it is padding. Counting starts at 0.",
+         lambda hidden, real: hidden[torch.arange(len(hidden)), real.sum(1)]),
         ("counts from the left", "The number of real tokens minus one is the last of them only when the padding is on the "
          "right. Find the place itself.", _at(lambda real: real.sum(1) - 1)),
         ("first real token", "argmax of the mask finds the *first* real token, which has read nothing but itself.",
@@ -150,6 +156,9 @@ RANKING = Exercise(
         ("no minus", "This is the log-probability. A loss is minimised: put a minus in front.", lambda r: -ranking_loss(r)),
         ("exponentials", "Right on paper, but exp(90) is more than a float holds. logsumexp stays in logarithms.",
          lambda r: sum((r[i:].exp().sum()).log() - r[i] for i in range(len(r)))),
+        ("exponentials in a fraction", "Right on paper, but exp(90) is inf, and a tiny fraction is rounded to 0, whose logarithm "
+         "is -inf. Subtract logarithms instead of dividing.",
+         lambda r: -sum((r[i].exp() / r[i:].exp().sum()).log() for i in range(len(r)))),
         ("mean over places", "You average over the places. The probability of a ranking is a product: its logarithm is the "
          "sum.", lambda r: ranking_loss(r) / len(r)),
         ("without itself", "The answer that is chosen is itself among those to choose from: include r_i in the sum.",
@@ -197,7 +206,8 @@ CALIBRATION = Exercise(
     cases=[_predictions(400, 1.5, 0.6), _predictions(300, 4.0, 1.0), _predictions(7, 1.0, 1.0),
            lambda: (torch.tensor([0.5, 1.0, 1.0, 0.72]), torch.tensor([0.0, 0.0, 1.0, 1.0])),
            lambda: (*_predictions(60, 1.5, 0.6)(), 5),
-           lambda: (torch.tensor([0.55, 0.95] * 10), torch.tensor([1.0, 0.0] * 5 + [1.0, 1.0] * 5))],
+           lambda: (torch.tensor([0.55, 0.95] * 10), torch.tensor([1.0, 0.0] * 5 + [1.0, 1.0] * 5)),
+           lambda: (torch.tensor([0.61, 0.63, 0.92]), torch.tensor([0.5, 0.75, 0.8]))],  # probabilities in the place of hits
     mistakes=[
         ("every bin counts the same", "You average over bins. Weigh each by how many predictions it holds, or one "
          "prediction in an empty corner counts as much as a thousand.",
@@ -218,6 +228,12 @@ CALIBRATION = Exercise(
         ("an end falls out", "A confidence of exactly 1 falls into none of your bins. It belongs to the last one.",
          lambda c, h, bins=10: _weighted(lambda said, seen, b, n: abs(said - seen))(c[c < 1], h[c < 1], bins)
          * int((c < 1).sum()) / len(c)),
+        ("1/2 falls out", "A confidence of exactly 1/2 falls into none of your bins. It belongs to the first one.",
+         lambda c, h, bins=10: _weighted(lambda said, seen, b, n: abs(said - seen))(c[c > 0.5], h[c > 0.5], bins)
+         * int((c > 0.5).sum()) / len(c)),
+        ("NaN of an empty bin", "The mean of an empty bin is NaN, and so is every sum with it. Leave empty bins out.",
+         lambda c, h, bins=10: _weighted(lambda said, seen, b, n: abs(said - seen))(c, h, bins)
+         if len(_bins(c, h, bins)) == bins else float("nan")),
         ("always ten", "`bins` is not used.",
          lambda c, h, bins=10: _weighted(lambda said, seen, b, n: abs(said - seen))(c, h)),
         ("the middle of the bin", "You compare with the middle of each bin. Use the mean confidence of the predictions that "

@@ -65,9 +65,11 @@ PENALISED = Exercise(
 
 
 def _logprobs(*shape: int, scale: float = 1.0):
+    """Log-probs, all below 0, and a reference's, which are off by a factor of about e^scale."""
+
     def case():
-        logprobs = -torch.rand(*shape) * 3
-        return logprobs.requires_grad_(), logprobs.detach() + scale * torch.randn(*shape)
+        logprobs = -torch.rand(*shape) * 3 - 0.01
+        return logprobs.requires_grad_(), logprobs.detach() * (scale * torch.randn(*shape)).exp()
 
     return case
 
@@ -93,7 +95,7 @@ K3 = Exercise(
         ("detached", "The values are right but no gradient reaches log p: as a loss it would do nothing.",
          lambda p, ref: k3(p.detach(), ref)),
         ("probabilities", "The arguments are log-probabilities already: do not take their logarithm.",
-         lambda p, ref: ref / p - 1 - (ref / p).abs().log()),
+         lambda p, ref: ref / p - 1 - (ref / p).log()),
     ],
 )
 
@@ -118,6 +120,11 @@ OPTIMUM = Exercise(
         ("exponentials", "Right on paper, but exp(R / beta) is more than a float holds for a small beta. Stay in logarithms: "
          "(log p_ref + R / beta).log_softmax(0).",
          lambda ref, r, beta: (ref.exp() * (r / beta).exp() / (ref.exp() * (r / beta).exp()).sum()).log()),
+        ("Z overflows", "Right on paper, but Z itself is more than a float holds for a small beta, whose logarithm is inf. Let "
+         "log Z be computed in one step (logsumexp, or log_softmax for all).",
+         lambda ref, r, beta: ref + r / beta - (ref + r / beta).exp().sum().log()),
+        ("log of a rounded softmax", "Right on paper, but for a small beta softmax rounds probabilities to 0, whose logarithm is "
+         "-inf. log_softmax computes both in one step.", lambda ref, r, beta: (ref + r / beta).softmax(0).log()),
         ("Z without its log", "You subtract Z. In logarithms, dividing by Z is subtracting log Z.",
          lambda ref, r, beta: ref + r / beta - (ref + r / beta).exp().sum()),
         ("probabilities", "You return probabilities. Asked for is their logarithm.",

@@ -47,6 +47,16 @@ def _one_late(scores, logprobs, ref, mask, beta):
     return out.scatter_add(1, at[:, None], scores[:, None])
 
 
+def _unmasked(scores, logprobs, ref, mask, beta):
+    return _at_last_column(scores, logprobs, ref, torch.ones_like(mask), beta)
+
+
+def _past_the_end(scores, logprobs, ref, mask, beta):
+    out = _price(logprobs, ref, mask, beta)
+    out[torch.arange(len(out)), mask.sum(1)] += scores
+    return out
+
+
 def _whole_answer(scores, logprobs, ref, mask, beta):
     total = _price(logprobs, ref, mask, beta).sum(1, keepdim=True)
     return torch.where(objectives.last_token(mask), scores[:, None] + total, 0)
@@ -62,6 +72,10 @@ REWARDS = Exercise(
         ("score at every token", "You pay the score at every token, so that long answers are paid more often. It is due "
          "once, at the last real token.", _everywhere),
         ("score one token late", "Your index is the number of tokens; the last token's index is one less.", _one_late),
+        ("crashes one token late", "Your index is the number of tokens, and a full row has no such place. The last token's index "
+         "is one less.", _past_the_end),
+        ("no mask", "The mask is not used: padding pays for its distance, and the score stands in the last column, which is "
+         "padding for most answers.", _unmasked),
         ("wrong sign of the KL", "You reward leaving the reference: the price is -beta (logprobs - ref_logprobs).",
          lambda s, p, q, m, b: token_rewards(s, q, p, m, b).detach()),
         ("price overwritten", "You put the score in the place of the last token's price. Add it.",
@@ -132,6 +146,8 @@ GAE = Exercise(
         ("mask at the end alone", "You mask the result alone: inside the loop padding still hands its V and its advantage on to "
          "the last real token. Set both to 0 there.",
          lambda r, v, m, lam: _gae(r, v, m, lam, after=_shifted, keep=lambda m: torch.ones_like(m))),
+        ("no mask", "The mask is not used: padding hands its V and its advantage on to the last real token, and what you return "
+         "at padding is not 0.", lambda r, v, m, lam: _gae(r, v, torch.ones_like(m), lam)),
         ("forward in time", "You sum from the first token on. An advantage judges a token by what comes *after* it: go "
          "backwards.", _forward),
         ("no lambda", "You pass the next advantage on in full, whatever lambda is: that is lambda = 1.",
@@ -168,6 +184,12 @@ def _standardised(x, m, mean, variance, eps=1e-8):
     return torch.where(m, (x - mean) * torch.rsqrt(variance + eps), 0)
 
 
+def _by_std(x, m, unbiased=True, eps=0.0, padding=False):
+    """Divided by a deviation to which eps is added; `padding`: what stands there is not set to 0."""
+    out = (x - x[m].mean()) / (x[m].std(unbiased=unbiased) + eps)
+    return out if padding else torch.where(m, out, 0)
+
+
 def _moments(x, m):
     return x[m].mean(), x[m].var(unbiased=False)
 
@@ -184,7 +206,18 @@ WHITEN = Exercise(
         ("unbiased variance", "You divide by n - 1. For a single token that is 0 / 0: take the biased variance.",
          lambda x, m: _standardised(x, m, x[m].mean(), x[m].var())),
         ("unbiased deviation", "`std()` divides by n - 1. For a single token that is 0 / 0: take the biased variance, and 1e-8 "
-         "under its root.", lambda x, m: torch.where(m, (x - x[m].mean()) / (x[m].std() + 1e-8), 0)),
+         "under its root.", lambda x, m: _by_std(x, m, eps=1e-8)),
+        ("unbiased deviation, NaN for equal values", "Two things: `std()` divides by n - 1, where the biased variance is asked "
+         "for, and without the 1e-8 equal advantages give 0 / 0.", lambda x, m: _by_std(x, m)),
+        ("unbiased deviation, padding is not 0", "Two things: `std()` divides by n - 1, where the biased variance is asked for, "
+         "and what you return at padding is not 0.", lambda x, m: _by_std(x, m, eps=1e-8, padding=True)),
+        ("unbiased deviation, NaN, padding is not 0", "Three things: `std()` divides by n - 1, where the biased variance is "
+         "asked for; without the 1e-8 equal advantages give 0 / 0; and padding is to be 0.",
+         lambda x, m: _by_std(x, m, padding=True)),
+        ("1e-8 beside the root", "Nearly: the 1e-8 is added to the variance, under the root, and not to the deviation.",
+         lambda x, m: _by_std(x, m, unbiased=False, eps=1e-8)),
+        ("1e-8 beside the root, padding is not 0", "Two things: the 1e-8 belongs under the root, and what you return at padding "
+         "is not 0.", lambda x, m: _by_std(x, m, unbiased=False, eps=1e-8, padding=True)),
         ("padding in mean and deviation", "Padding is in your mean and deviation, and `std()` divides by n - 1. Take mean and "
          "biased variance over the mask.", lambda x, m: torch.where(m, (x - x.mean()) / (x.std() + 1e-8), 0)),
         ("keeps the mean", "You divide by the deviation and keep the mean. That is right for rewards; advantages lose it.",
@@ -252,6 +285,9 @@ CLIP = Exercise(
          lambda p, o, a, m, e: _clip(p, o, a, m, e, mean=lambda x, m: x.mean())),
         ("padding divides", "Padding is 0 in your sum and yet counted: divide by mask.sum().",
          lambda p, o, a, m, e: _clip(p, o, a, m, e, mean=lambda x, m: (x * m).mean())),
+        ("mean of answers", "You average each answer first, and then the answers: a token of a long one weighs less. Here every "
+         "real token of the batch weighs the same.", lambda p, o, a, m, e:
+         _clip(p, o, a, m, e, mean=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean())),
         ("ratio of the answer", "One ratio for the whole answer is GSPO. PPO has one for each token.",
          lambda p, o, a, m, e: _clip(p, o, a, m, e,
                                      ratio=lambda p, o: ((p - o) * m).sum(1, keepdim=True).exp().expand_as(p))),

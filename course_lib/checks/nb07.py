@@ -54,6 +54,14 @@ def sum_reward(text: str, answer: int, finished: bool) -> float:
     return 0.1 + float(int(number[1]) == answer)
 
 
+def _behind(text: str, answer: int, finished: bool, form=lambda text, number: "#" in text) -> float:
+    """What stands behind the last #, with any number of minus signs in front of it."""
+    number = text.split("#")[-1]
+    if not finished or not form(text, number) or not number.lstrip("-").isdigit():
+        return 0.0
+    return 0.1 + float(int(number) == answer)
+
+
 def _numbers(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"-?\d+", text)]
 
@@ -78,6 +86,8 @@ REWARD = Exercise(
         ("2+4=6 #4-6", 6, True),
         ("2+4=6 # 6", 6, True),
         ("5+8=13 #1", 1, False),
+        ("6", 6, True),
+        ("2+4=6 #--6", 6, True),
     ],
     mistakes=[
         ("the number is somewhere", "You look for the right number anywhere in the text. It also stands in the steps of "
@@ -101,6 +111,13 @@ REWARD = Exercise(
         ("right without the form", "A right number without # in front of it earns nothing: the point is for the number behind #.",
          lambda text, answer, finished:
          (0.1 * (sum_reward(text, answer, finished) > 0) + float(_numbers(text)[-1:] == [answer])) if finished else 0.0),
+        ("no # needed", "A text without any # earns nothing, also if it is a number: nothing was cut off in front of it, so that "
+         "the whole text is taken for what is behind the #.",
+         lambda text, answer, finished: _behind(text, answer, finished, lambda text, number: number.count("-") < 2)),
+        ("crashes for two minus signs", "\"--6\" is no whole number, and int() raises an error for it. Allow one minus sign at "
+         "most.", _behind),
+        ("crashes for two minus signs, no # needed", "Two things: \"--6\" is no whole number, so that int() raises an error; and "
+         "a text without any # earns nothing.", lambda text, answer, finished: _behind(text, answer, finished, lambda *_: True)),
         ("no minus in the pattern", "Your pattern does not allow a minus sign.", lambda text, answer, finished:
          sum_reward(text, answer, finished) if re.fullmatch(r".*#\d+", text, re.DOTALL) else 0.0),
         ("no minus", "You lose the minus sign: -4 is not 4.", lambda text, answer, finished:

@@ -19,7 +19,7 @@ def dpo_losses(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejecte
     return dpo_sigmoid(PairLogprobs(chosen, rejected, ref_chosen, ref_rejected, one, one), beta)
 
 
-def _pairs(size: int, beta: float, near: bool = False):
+def _pairs(size: int | tuple[int, int], beta: float, near: bool = False):
     """`near`: the policy is the reference, as in the first step."""
 
     def case():
@@ -38,7 +38,7 @@ def _of(margin):
 LOSS = Exercise(
     "dpo_loss",
     dpo_losses,
-    cases=[_pairs(4, 0.1), _pairs(6, 0.5), _pairs(3, 1.0), _pairs(3, 0.1, near=True)],
+    cases=[_pairs(4, 0.1), _pairs(6, 0.5), _pairs(3, 1.0), _pairs(3, 0.1, near=True), _pairs((2, 3), 0.3)],
     mistakes=[
         ("the losing answer wins", "Your loss raises y_l and lowers y_w. The margin is the chosen answer's log-ratio minus "
          "the rejected one's.", _of(lambda w, l, rw, rl, beta: beta * ((l - rl) - (w - rw)))),

@@ -269,6 +269,9 @@ MASK = Exercise(
     mistakes=[
         ("everything from the first turn on", "What the tools said is marked. The model would learn to make up tool output.",
          _marked(lambda spans, n: [(spans[0][0], n - 1)])),
+        ("everything from the first opening token on", "You start to count and never stop: the opening token and all that the "
+         "tools said are marked. A turn begins behind its opening token and stops at its end.",
+         lambda ids, begins, ends: (ids == begins).cumsum(0) > 0),
         ("only the last turn", "Only the last turn is marked. The calls before it are the model's actions as well.",
          _marked(lambda spans, n: spans[-1:])),
         ("only the first turn", "Only the first turn is marked. A conversation has several.",
@@ -310,7 +313,7 @@ SPLIT = Exercise(
         ([(46, 38), (38, 46), (46, 49), (38, 49), (46, 38)], [(38, 46)]),
         ([(1, 2), (2, 3), (3, 1), (4, 4), (4, 1), (5, 6)], [(2, 3), (4, 4)]),
         ([(7, 8), (9, 10), (7, 8), (8, 10)], [(8, 9), (10, 7)]),
-        ([(3, 1), (1, 3), (2, 1)], [(3, 1), (1, 2)]),
+        ([(3, 1), (1, 3), (2, 1), (1, 1)], [(3, 1), (1, 2)]),
     ],
     mistakes=[
         ("same order only", "The facts of a test question are left in the other order: 46 and 38 leak 38 and 46.",
@@ -320,6 +323,9 @@ SPLIT = Exercise(
          lambda questions, test: [q for q in questions if not set(q) & {f for pair in test for f in pair}]),
         ("both facts in the test part", "You drop a question when both of its facts occur somewhere in the test part. They must "
          "occur in one question.", lambda questions, test: [q for q in questions if not set(q) <= {f for p in test for f in p}]),
+        ("one fact of two", "(1, 1) takes the same fact twice, and you drop it because that fact is one of a test question's "
+         "two. Both facts of that question must be there.",
+         lambda questions, test: [q for q in questions if not any(set(q) <= set(t) for t in test)]),
         ("the test questions", "You keep what must go.",
          lambda questions, test: [q for q in questions if q not in without_leaks(questions, test)]),
         ("no duplicates", "Questions that occur twice are dropped or reordered. Keep the list as it is, less what leaks.",

@@ -215,7 +215,7 @@ for text, total, n in zip(texts, totals, lengths):
 
 # %%
 def masked_mean(values, mask):
-    """Mean of `values` where `mask` is True: a scalar, 0 when nothing counts.
+    """Mean of `values` where `mask` is True: a scalar tensor, 0 when nothing counts.
 
     values: (B, T); mask: (B, T) bool.
     """
@@ -392,7 +392,7 @@ for name, model in (("base", base), ("SFT", sft)):
         logprobs = token_logprobs(model, ids.to(model.device), real.to(model.device)).cpu()
     totals = sequence_logprob(logprobs, counted)
     for label, total, row, own in zip(answers, totals, logprobs, counted):
-        print(f"{name:8}{label:6}{total:20.2f}{masked_mean(-row, own):22.2f}")
+        print(f"{name:8}{label:6}{total:20.2f}{masked_mean(-row[None], own[None]):22.2f}")
 
 # %% [markdown]
 # ## Where this breaks

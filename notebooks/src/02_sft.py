@@ -590,7 +590,7 @@ table(["kind", "share of people", "answer", "gold", "parts"], [
 
 # %%
 def rank_correlation(a, b):
-    """Spearman's rank correlation of two equally long lists of numbers. Returns a float."""
+    """Spearman's rank correlation of two equally long lists of ints or floats. Returns a float."""
     ### BEGIN SOLUTION
     def ranks(values):
         v = torch.tensor(values, dtype=torch.float64)

@@ -578,7 +578,7 @@ optimizers, rewards = reinforce.adam(live), []
 with Progress("REINFORCE with your functions", total=config.steps) as progress:
     for step in range(config.steps):
         episodes = play(agent, questions, count=config.count, samples=config.samples, seed=10_000 + step)
-        advantages = rloo_advantage(episodes.score.view(config.count, config.samples)).view(-1)
+        advantages = rloo_advantage(episodes.score.view(config.count, config.samples)).flatten()
         loss = reinforce_loss(episodes.logprobs(agent), episodes.mask, advantages)
         loss.backward()
         take_step(optimizers, reinforce.learning_rate(step, config), config.clip, loss.item(), f"step {step}")

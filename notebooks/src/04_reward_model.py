@@ -211,6 +211,7 @@ print("loss", f"{loss.item():.4f}", "and with all rewards raised by 100:",
 # **Exercise 2 · the last real token** (difficulty 3 of 5, 8 minutes)
 #
 # *Goal: never read a reward at padding, wherever the padding is.*
+# *On a GPU, make new tensors where the inputs are: `torch.arange(..., device=hidden.device)`.*
 
 # %%
 def last_real(hidden, real):
@@ -464,7 +465,8 @@ print("The whole ranking minus all pairs:", "; ".join(
 def calibration_error(confidence, hit, bins=10):
     """Expected calibration error over `bins` equally wide bins from 1/2 to 1.
 
-    confidence: (N,) probability of the predicted winner; hit: (N,) 1.0 where it won, else 0.0. Returns a number.
+    confidence: (N,) probability of the predicted winner; hit: (N,) 1.0 where it won, else 0.0, or the probability
+    that it wins. Returns a number.
     """
     ### BEGIN SOLUTION
     index = ((confidence.double() - 0.5) / 0.5 * bins).long().clamp(0, bins - 1)

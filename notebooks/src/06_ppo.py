@@ -127,6 +127,7 @@ plots.finish(fig, f"Counted in live tensors {total['live'] / 1e6:.0f} MB, by for
 # **Exercise 1 · the reward of each token** (difficulty 2 of 5, 8 minutes)
 #
 # *Goal: put the score on the right token, and the price on all of them.*
+# *On a GPU, make new tensors where the inputs are: `torch.arange(..., device=mask.device)`.*
 
 # %%
 def token_rewards(scores, logprobs, ref_logprobs, mask, beta):
@@ -158,6 +159,7 @@ token_rewards = check("token_rewards", token_rewards)
 # **Exercise 2 · GAE** (difficulty 3 of 5, 12 minutes)
 #
 # *Goal: sum backwards in time, and stop where the answer stops.*
+# *On a GPU, make new tensors where the inputs are: `torch.zeros(..., device=values.device)`.*
 
 # %%
 def gae(rewards, values, mask, lam):

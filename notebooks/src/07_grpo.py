@@ -279,7 +279,7 @@ optimizers, rewards, losses = adam(live.model), [], []
 with Progress("GRPO, live", total=steps) as progress:
     for step in range(steps):
         episodes = play(live, problems, count=count, samples=samples, seed=step)
-        advantages = group_advantage(episodes.score.view(count, samples)).view(-1)
+        advantages = group_advantage(episodes.score.view(count, samples)).flatten()
         logprobs = episodes.logprobs(live)
         loss = grpo_loss(logprobs, logprobs.detach(), advantages, episodes.mask, eps=0.2)
         loss.backward()

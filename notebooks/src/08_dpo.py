@@ -148,7 +148,8 @@ dpo_loss = check("dpo_loss", dpo_loss)
 # %%
 def exact_loss(logp, heard):
     """Your loss, its mean over all ordered pairs; heard: (S, S), how often the row was preferred to the column."""
-    return (heard * dpo_loss(logp[:, None], logp[None], logref[:, None], logref[None], BETA)).sum()
+    pairs = torch.broadcast_tensors(logp[:, None], logp[None], logref[:, None], logref[None])  # each (S, S)
+    return (heard * dpo_loss(*pairs, BETA)).sum()
 
 
 heard = lab.judged(logref, wins)  # sums to 1

@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from course_lib import checks
 from course_lib.checks import CheckFailed, Exercise, check, difference, grade
+from course_lib.plots import Interval
 
 
 def masked_mean(x, mask):
@@ -183,6 +186,27 @@ def test_in_place_edits_do_not_leak_into_the_next_call():
     assert given.tolist() == [1, 1]
 
 
+def test_a_wrong_gradient_does_not_hide_which_mistake_the_values_show():
+    """The second case alone has wrong values: it is the one to speak of, not the gradient of the first."""
+    case = [lambda values=values: (torch.tensor(values, requires_grad=True),) for values in ([1.0, 1.0], [1.0, 3.0])]
+    sign = ("sign", "The sign.", lambda r: (r.mean() - r).detach())
+    exercise = Exercise("advantage", lambda r: (r - r.mean()).detach(), case, [sign])
+    report = grade(exercise, lambda r: r.mean() - r)
+    assert report.mistake == "sign"
+    assert "Case 2 of 2: the result[0] is 1, expected -1" in report.message
+    unknown = grade(exercise, lambda r: 2 * (r - r.mean()))
+    assert "Case 2 of 2: the result[0] is -2, expected -1" in unknown.message
+    alike = dataclasses.replace(exercise, mistakes=[sign, ("sign and gradient", "Both.", lambda r: r.mean() - r)])
+    assert grade(alike, lambda r: r.mean() - r).mistake == "sign and gradient"  # who agrees in all comes first
+
+
+def test_a_missing_return_is_suspected_only_where_none_is_never_right():
+    exercise = Exercise("read", lambda text: text or None, [("a",), ("",)], [])
+    message = grade(exercise, lambda text: None).message
+    assert "it returned None, expected 'a'." in message
+    assert "`return`" not in message
+
+
 def test_an_unwanted_gradient_is_a_mistake():
     case = lambda: (torch.ones(3, requires_grad=True),)  # noqa: E731
     exercise = Exercise("advantage", lambda r: (r - r.mean()).detach(), [case], [])
@@ -275,10 +299,18 @@ NAN = float("nan")
     [
         (1.0, 1.0 + 1e-7, None),
         (1.0, 1.1, "the result is 1.1, expected 1"),
-        (1.0, 1, "should be a plain float, not an int"),
+        (1.0, 1, None),
+        (0.5, 0, "the result is 0, expected 0.5"),
+        (0.5, np.float32(0.5), None),
+        (0.5, Fraction(1, 4), "the result is 0.25, expected 0.5"),
+        (1.0, True, "should be a plain float, not a bool"),
+        (1.0, np.bool_(True), "should be a plain float, not a bool"),
+        (1.0, "1", "should be a plain float, not a str"),
         (1.0, torch.tensor(1.0), "should be a plain float, not a float32 tensor of shape () (use .item())"),
         (1, 1.0, "should be a plain int, not a float"),
         (1, True, "should be a plain int, not a bool"),
+        (1, np.int64(1), None),
+        (1, np.float32(1), "should be a plain int, not a float32"),
         (True, 1, "the result is 1, expected True"),
         (1.0, NAN, "the result is NaN, expected 1"),
         (NAN, NAN, None),
@@ -295,6 +327,7 @@ NAN = float("nan")
         ({"a": 1}, [1], "should be a dict, not a list"),
         (Pair(1, 2), Pair(1, 2), None),
         (Pair(1, 2), (1, 2), "should be a Pair, not a tuple"),
+        (Interval(1.0, 0.0, 2.0), (1.0, 0.0, 2.0), "should be an Interval, not a tuple"),
         (Step("go", 1.0), Step("go", 2.0), "the result.reward is 2, expected 1"),
         ({1, 2}, {1, 3}, "expected {1, 2}"),
         (torch.tensor([NAN, 1.0]), torch.tensor([NAN, 1.0]), None),
@@ -302,6 +335,9 @@ NAN = float("nan")
         (torch.tensor([[1, 2]]), torch.tensor([[1, 3]]), "the result[0, 1] is 3, expected 2"),
         (torch.tensor([True]), torch.tensor([False]), "the result[0] is 0, expected 1"),
         (torch.tensor(1.0), torch.tensor(2.0), "the result is 2, expected 1"),
+        (torch.tensor(1.0), np.ones(1), "should be a tensor, not an ndarray"),
+        ([1], torch.tensor([1]), "should be a list, not an int64 tensor of shape (1,)"),
+        ([1], torch.tensor([1], dtype=torch.uint8), "should be a list, not a uint8 tensor of shape (1,)"),
         (torch.empty(0), torch.empty(0), None),
     ],
 )
