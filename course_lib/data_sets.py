@@ -331,8 +331,8 @@ def _listed(value, field: str):
     try:
         return json.loads(text)
     except ValueError as error:
-        raise BadRow(f"field {field}: a list of messages that is no JSON ({error}): {text[:40]!r}. pandas and datasets write lists "
-                     f"as Python prints them into a .csv: save the data as .jsonl or .parquet instead") from None
+        raise BadRow(f"field {field}: a list of messages that is no JSON ({error}): {text[:40]!r}. pandas and datasets write "
+                     f"lists as Python prints them into a .csv: save the data as .jsonl or .parquet instead") from None
 
 
 def _messages(value, field: str) -> list[dict]:

@@ -365,8 +365,8 @@ class Questions:
             if "prompt" not in row or row.keys() != rows[0].keys():
                 raise ValueError(f"row {i} has the columns {sorted(row)}; all rows need 'prompt' and the same columns")
             if taken := sorted({"prompts", "completions", "finished"} & row.keys()):
-                raise ValueError(f"row {i} has a column {taken[0]!r}: the reward gets one of that name from the environment; call "
-                                 f"yours otherwise")
+                raise ValueError(f"row {i} has a column {taken[0]!r}: the environment gives the reward one of that name; "
+                                 f"call yours otherwise")
         self.rows, self.reward, self.unfinished = rows, reward, unfinished
 
     def reset(self, count: int, samples: int, seed: int) -> list:
