@@ -87,6 +87,7 @@ def parse(argv):
     sub = add(store, "list or clear the trained artifacts")
     sub.add_argument("action", choices=["list", "clear"])
     sub.add_argument("name", nargs="?", help="the artifact to clear (default: all)")
+    sub.add_argument("--stale", action="store_true", help="clear only what the course of today makes otherwise")
 
     if not argv:
         argv = ["--help"]
@@ -111,7 +112,11 @@ def choose(name, known, kind):
 
 
 def prepare(argv):
-    """Make sure of the packages; from then on every process started from here finds the clone and speaks UTF-8."""
+    """Make sure of the packages; from then on every process started from here finds the clone and the same folders, and
+    speaks UTF-8."""
+    for name in ("COURSE_STORE", "COURSE_LABELS"):  # kernels and tests run in other folders than the command
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
     setup_env.ensure(argv)
     os.environ.setdefault("PYTHONUTF8", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -358,10 +363,12 @@ def store(options, argv):
     from course_lib import store as shelf
 
     if options.action == "list":
+        if options.name or options.stale:
+            raise UsageError("`store list` shows all there is; a name or --stale goes with `store clear`.")
         print(shelf.table())
     else:
         try:
-            print("Freed %.0f MB." % (shelf.clear(options.name) / 1e6))
+            print("Freed %.0f MB." % (shelf.clear(options.name, other_versions=options.stale) / 1e6))
         except LookupError as error:
             raise UsageError(error.args[0])
     return 0

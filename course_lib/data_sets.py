@@ -7,7 +7,8 @@
 
 A source is a file (.jsonl, .json, .csv, .parquet), a pandas frame, a `datasets.Dataset`, a list of dicts, a data set of the
 hub ("owner/name"), or one of `PRESETS`, which also knows how that data set's own columns become these. What is wrong is
-named by row and field, and refused; `bad="drop"` leaves such rows out, and says how many: large collections have some.
+named by row and field, and refused; `bad="drop"` leaves such rows out, and says how many: large collections have some. A
+file with a place that cannot even be read as a row (broken JSON, a CSV line with too many fields) is refused in any case.
 """
 
 import csv
@@ -54,11 +55,10 @@ def _turns(transcript: str, field: str) -> list[dict]:
 
 def ultrafeedback(row: dict) -> dict:
     """UltraFeedback, binarized (Cui et al. 2023, Tunstall et al. 2023): `chosen` and `rejected` are whole conversations."""
-    for side in ("chosen", "rejected"):
-        _messages(row[side], side)
-    if row["chosen"][:-1] != row["rejected"][:-1]:
+    chosen, rejected = (_messages(row[side], side) for side in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
         raise BadRow("fields chosen and rejected: the conversations differ before their last message")
-    return {"prompt": row["chosen"][:-1], "chosen": row["chosen"][-1:], "rejected": row["rejected"][-1:]}
+    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
 def gsm8k(row: dict) -> dict:
@@ -148,9 +148,10 @@ def load(source, columns: tuple[str, ...], check: Callable[[dict], dict], *, pre
     """The rows of a source, each through `check`.
 
     preset: the source has the columns of this one of `PRESETS` (a source that is the name of one needs none).
-    split: of a data set of the hub, "train" if nothing else is known. limit: so many rows are read, the first ones.
-    rename: {column there: column here}, such as {"question": "prompt"}.
-    bad: "refuse", or "drop" rows with a mistake.
+    split: of a data set of the hub, "train" if nothing else is known; any other source is one split, and refuses it.
+    limit: so many rows are read, the first ones. rename: {column there: column here}, such as {"question": "prompt"}.
+    bad: "refuse", or "drop" rows with a mistake; a file with lines that cannot be read is refused all the same.
+    A list of messages may be a text in JSON, as a .csv must have it.
     Raises ValueError that names row (from 0) and field, or what the source lacks; also when no row is left.
     """
     if bad not in ("refuse", "drop"):
@@ -160,7 +161,8 @@ def load(source, columns: tuple[str, ...], check: Callable[[dict], dict], *, pre
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     known = PRESETS.get(preset)
-    name, rows = _read(source, known if own else None, split, limit)
+    there = known if own else next((one for one in PRESETS.values() if isinstance(source, str) and source == one.hub), None)
+    name, rows = _read(source, there, split, limit)
     needed = known.columns if known else tuple({new: old for old, new in (rename or {}).items()}.get(c, c) for c in columns)
     kept, errors = [], []
     for i, row in enumerate(rows):
@@ -194,11 +196,13 @@ def load(source, columns: tuple[str, ...], check: Callable[[dict], dict], *, pre
 
 
 def _read(source, known: Preset | None, split: str | None, limit: int | None) -> tuple[str, Iterable[dict]]:
-    """(name for messages, rows)."""
+    """(name for messages, rows). known: the source is this data set of the hub."""
     if known:
         return known.hub, _from_hub(known.hub, known.config, split or known.split, limit)
     if isinstance(source, dict):  # a DatasetDict too
         raise ValueError("give one split, such as data['train'], or a list of rows")
+    if split is not None and (not isinstance(source, str | Path) or Path(source).suffix in READERS):
+        raise ValueError(f"split={split!r} is for a data set of the hub: a file, a frame or rows are one split, read as they are")
     if hasattr(source, "to_dict") and hasattr(source, "iloc"):  # read from a parquet file, it has arrays for lists
         rows = source.iloc[:limit].to_dict("records")
         return "the frame", [{k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()} for row in rows]
@@ -238,12 +242,20 @@ def _json_lines(path: Path) -> Iterable[dict]:
 
 def _json(path: Path) -> Iterable[dict]:
     """A list of objects, or one object a line."""
-    text = path.read_text(encoding="utf-8-sig").lstrip()
-    return json.loads(text) if text.startswith("[") else _json_lines(path)
+    text = path.read_text(encoding="utf-8-sig").strip()
+    if text.startswith("["):
+        return json.loads(text)
+    if text.startswith("{") and "\n" in text:
+        try:
+            keys = ", ".join(json.loads(text))
+        except ValueError:  # one object a line is no JSON as a whole
+            return _json_lines(path)
+        raise ValueError(f"{path.name} is one object, with {keys}: a .json file holds a list of objects, or one object a line")
+    return _json_lines(path)
 
 
 def _csv(path: Path) -> Iterable[dict]:
-    """Every field is a text, an empty one too; `messages` is JSON. Names of columns are made different as pandas does it."""
+    """Every field is a text, an empty one too. Names of columns are made different as pandas does it."""
     csv.field_size_limit(1 << 30)  # by default a field of more than 128 KiB is an error, and a conversation may be longer
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -255,13 +267,7 @@ def _csv(path: Path) -> Iterable[dict]:
                 if len(fields) != len(head):
                     raise ValueError(f"{path.name}, row {i}: not as many fields as the head has; a text with a comma needs "
                                      f"quotes")
-                row = dict(zip(head, fields))
-                if "messages" in row:
-                    try:
-                        row["messages"] = json.loads(row["messages"])
-                    except ValueError as error:
-                        raise ValueError(f"{path.name}, row {i}: field messages: not JSON ({error})") from None
-                yield row
+                yield dict(zip(head, fields))
         except csv.Error as error:
             raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
 
@@ -285,8 +291,9 @@ def _from_hub(name: str, config: str | None, split: str, limit: int | None) -> I
             data = datasets.load_dataset(name, config, split=split, streaming=connected and limit is not None)
             return list(islice(data, limit))
         except (OSError, ValueError) as error:  # no such data set, split, or no connection
-            reason = str(error).partition("\n")[0]
-    then = "Look at the name and the split" if connected else (
+            reason = " ".join(str(error).split())[:300]
+    then = ("Look at the name and the split; where there are several configs, load one yourself: "
+            "datasets.load_dataset(name, config, split=...) is a source, too") if connected else (
         "The hub cannot be reached: load it once with a network, or give a file (.jsonl, .csv, .parquet)")
     raise ValueError(f"no data set {name!r} with the split {split!r}: {reason}. {then}")
 
@@ -315,8 +322,22 @@ def _string(value, field: str) -> str:
     return value
 
 
+def _listed(value, field: str):
+    """The list of messages that a text holds, as in a .csv; anything else as it is."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not (re.match(r"\[\s*\{", text) and text.endswith("]") and all(
+            re.search(rf"['\"]{key}['\"]\s*:", text) for key in ("role", "content"))):
+        return value
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadRow(f"field {field}: a list of messages that is no JSON ({error}): {text[:40]!r}. pandas and datasets write "
+                     f"lists as Python prints them into a .csv: save the data as .jsonl or .parquet instead") from None
+
+
 def _messages(value, field: str) -> list[dict]:
     """A list of messages in an order that a chat template takes: system first if at all, then user and assistant in turn."""
+    value = _listed(value, field)
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise BadRow(f"field {field}: {value!r:.60} is no list of messages like {{'role': 'user', 'content': ...}}")
     messages, before = [], None
@@ -345,6 +366,7 @@ def _conversation(row: dict) -> dict:
 
 
 def _prompt(value) -> list[dict]:
+    value = _listed(value, "prompt")
     if isinstance(value, str):
         return [{"role": "user", "content": _string(value, "prompt")}]
     messages = _messages(value, "prompt")
@@ -355,6 +377,7 @@ def _prompt(value) -> list[dict]:
 
 def _answer(value, field: str) -> list[dict]:
     """An answer as a list with one message of the assistant."""
+    value = _listed(value, field)
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
             raise BadRow(f"field {field}: give the assistant's last message alone, as a text or a list with it (where whole "

@@ -236,10 +236,11 @@ def shelf() -> list[Finding]:
         return [Finding("fail", "store", f"{root} cannot be written",
                         "Set the environment variable COURSE_STORE to a folder of your own.")]
     entries = store.list()
-    damaged = [entry.folder.name for entry in entries if entry.state == "damaged"]
+    damaged = [entry for entry in entries if entry.state == "damaged"]
     if damaged:
-        return [Finding("warn", "store", f"damaged in {root}: {', '.join(damaged)}",
-                        "Nothing to do: each is trained again when it is needed. Or: python -m course_lib store clear")]
+        only = f" {damaged[0].name}" if len({entry.name for entry in damaged}) == 1 else ""
+        return [Finding("warn", "store", f"damaged in {root}: {', '.join(entry.folder.name for entry in damaged)}",
+                        f"Nothing to do: each is trained again when it is needed. Or: python -m course_lib store clear{only}")]
     ready = sum(entry.state == "ready" for entry in entries)
     return [Finding("ok", "store", f"{root}: {ready} artifacts ready")]
 

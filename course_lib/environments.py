@@ -355,7 +355,7 @@ class Questions:
     reward: in the course's convention, see `course_lib.rewards`.
     unfinished: the reward of an answer that was cut off before its end; None leaves it to `reward`.
     Start states are drawn without repetition until all rows have been used, then afresh.
-    Raises ValueError for no rows, or for a row without a prompt.
+    Raises ValueError for no rows, for a row without a prompt, or with a column that the environment itself gives to the reward.
     """
 
     def __init__(self, rows: Sequence[dict], reward: Reward, unfinished: float | None = None):
@@ -364,6 +364,9 @@ class Questions:
         for i, row in enumerate(rows):
             if "prompt" not in row or row.keys() != rows[0].keys():
                 raise ValueError(f"row {i} has the columns {sorted(row)}; all rows need 'prompt' and the same columns")
+            if taken := sorted({"prompts", "completions", "finished"} & row.keys()):
+                raise ValueError(f"row {i} has a column {taken[0]!r}: the environment gives the reward one of that name; "
+                                 f"call yours otherwise")
         self.rows, self.reward, self.unfinished = rows, reward, unfinished
 
     def reset(self, count: int, samples: int, seed: int) -> list:

@@ -26,6 +26,12 @@ from pathlib import Path
 from course_lib.paths import repo_root
 
 FREE_GB = 3  # the least that an installation without CUDA libraries needs
+ADD_PIP = """
+import ensurepip, importlib.util, sys
+if sys.version_info < (3, 11) or sys.prefix == sys.base_prefix or importlib.util.find_spec("pip"):
+    sys.exit(1)  # it is not pip alone that is missing
+ensurepip.bootstrap()
+"""
 HOSTED_SKIPS = {"jupyterlab"}  # Colab and Kaggle are the notebook already
 
 
@@ -131,10 +137,11 @@ def ensure(arguments):
 
 
 def make_venv(root):
-    """The interpreter of the clone's `.venv`, which is made if it is missing, too old or does not start."""
+    """The interpreter of the clone's `.venv`, which is made if it is missing, too old or does not start. One without pip, as
+    uv makes them, gets it."""
     folder = root / ".venv"
     python = venv_python(folder)
-    if starts(python):
+    if starts(python) or runs(python, ADD_PIP):
         return python
     check_disk(root)
     say("This Python lacks packages of the course: making a virtual environment in .venv (delete it to start over).")
@@ -147,9 +154,13 @@ def make_venv(root):
 
 def starts(python):
     """Whether an interpreter runs, is new enough for the course, and has pip."""
-    probe = "import pip, sys; sys.exit(sys.version_info < (3, 11))"
+    return runs(python, "import pip, sys; sys.exit(sys.version_info < (3, 11))")
+
+
+def runs(python, code):
+    """Whether an interpreter runs these lines to a good end."""
     try:
-        return subprocess.run([str(python), "-c", probe], capture_output=True).returncode == 0
+        return subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0
     except OSError:
         return False
 
@@ -209,7 +220,8 @@ def constraints(root, own):
 
 def install(root, missing, own):
     """Install what is missing into the running interpreter with one pip call. Raises SetupError."""
-    check_disk(root)
+    if missing:  # else there is at most a version to change
+        check_disk(root)
     where = hosted() or ("the clone's .venv" if own else "the active virtual environment " + sys.prefix)
     say("Installing the course's packages into %s, once.\nThat is a download of about 0.5 GB (3 GB where PyTorch "
         "comes with CUDA) and takes one to ten minutes." % where)
@@ -260,6 +272,9 @@ def explain_pip(log, own, old=()):
     `unmet` of packages that are installed out of range."""
     network = ("NewConnectionError", "ConnectTimeout", "Max retries exceeded", "Temporary failure in name resolution",
                "getaddrinfo failed", "Network is unreachable", "ReadTimeout", "ProxyError", "Connection refused")
+    if "No module named pip" in log:
+        return "%s has no pip to install the packages with. Type:  %s -m ensurepip   (in uv's: uv pip install pip)" % (
+            "This Python" if hosted() else "The virtual environment", sys.executable)
     if "No space left on device" in log or "Errno 28" in log:
         return "The disk is full. Make room (the packages need %d to 8 GB), then try again." % FREE_GB
     if "CERTIFICATE_VERIFY_FAILED" in log:
@@ -288,8 +303,11 @@ def explain_pip(log, own, old=()):
 def link(root):
     """Let the environment's kernels import the clone from any folder; in `.venv` it follows a clone that was moved."""
     file = Path(sysconfig.get_paths()["purelib"]) / "course_lib.pth"
-    if not file.is_file() or file.read_text(encoding="utf-8") != str(root):
-        file.write_text(str(root), encoding="utf-8")
+    line = str(root)
+    if not line.isascii():  # before 3.13 Python reads the file in the encoding of the country
+        line = "import sys; sys.path.append(%s)" % ascii(line)
+    if not file.is_file() or file.read_bytes() != line.encode("ascii"):
+        file.write_bytes(line.encode("ascii"))
 
 
 def tail(log, lines=8):

@@ -4,8 +4,9 @@
 
 An artifact is a folder `<store>/<name>-<key>` of safetensors, JSON and text files, with an `artifact.json` that says
 how it came about. The key is a hash of everything that decides the result: the recipe's config, the code of the modules
-that it lists (comments and docstrings apart) and the keys of the artifacts that it needs. No path is recorded:
-artifacts may be copied and moved, and the whole store lies where the environment variable COURSE_STORE says.
+that it lists (comments and docstrings apart) and the keys of the artifacts that it needs. The tables `data/*.csv` are
+not part of it: after editing one, clear the store. No path is recorded: artifacts may be copied and moved, and the
+whole store lies where the environment variable COURSE_STORE says.
 
 A build writes into `<name>-<key>.partial`, which takes its final name in one step when all is on the disk. A lock keeps
 a second kernel from doing the same work; the operating system frees it when its holder dies.
@@ -80,7 +81,10 @@ class Entry:
 
 
 def root() -> Path:
-    """The store's folder: $COURSE_STORE, else `.store` in the clone, else in the current folder."""
+    """The store's folder: $COURSE_STORE, else `.store` in the clone, else in the current folder.
+
+    A relative COURSE_STORE is one below the current folder; the course's commands make it absolute for what they start.
+    """
     if os.environ.get("COURSE_STORE"):
         return Path(os.environ["COURSE_STORE"]).expanduser().absolute()
     return (repo_root() or Path.cwd()) / ".store"
@@ -183,7 +187,8 @@ def _build(recipe: Recipe, folder: Path, problem: str) -> None:
 def _full_disk(what: str) -> OSError:
     return OSError(errno.ENOSPC, (
         f"the disk is full: {what}. {root()} has {megabytes(shutil.disk_usage(root()).free)} free. Make room there "
-        f"(`python -m course_lib store clear` empties the store) or set COURSE_STORE to a folder on another disk"))
+        f"(`python -m course_lib store clear --stale` deletes what is outdated, without --stale everything) or set "
+        f"COURSE_STORE to a folder on another disk"))
 
 
 def _finish(recipe: Recipe, folder: Path, partial: Path, seconds: float) -> None:

@@ -284,6 +284,29 @@ def test_store_that_cannot_be_written_is_said_without_a_traceback(monkeypatch, t
     assert "set COURSE_STORE to a folder of your own" in said and "Traceback" not in said
 
 
+def test_what_is_started_in_another_folder_finds_the_same_store_and_labels(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COURSE_STORE", "mine")
+    monkeypatch.setenv("COURSE_LABELS", "~/labels")
+    assert cli.main(["store", "list"]) == 0
+    assert cli.os.environ["COURSE_STORE"] == str(tmp_path / "mine")
+    assert cli.os.environ["COURSE_LABELS"] == str(Path.home() / "labels")
+
+
+@pytest.mark.parametrize(("argv", "asked"), [
+    ([], (None, False)), (["base"], ("base", False)), (["--stale"], (None, True)), (["base", "--stale"], ("base", True))])
+def test_store_clear_deletes_what_it_is_asked_to(argv, asked, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("course_lib.store.clear", lambda name, *, other_versions: seen.append((name, other_versions)) or 2e6)
+    assert cli.main(["store", "clear", *argv]) == 0
+    assert seen == [asked] and capsys.readouterr().out == "Freed 2 MB.\n"
+
+
+def test_store_list_takes_nothing_that_it_would_not_heed(capsys):
+    assert cli.main(["store", "list", "--stale"]) == 2
+    assert "goes with `store clear`" in capsys.readouterr().err
+
+
 def test_other_errors_of_files_keep_their_traceback(monkeypatch):
     def lost(argv):
         raise FileNotFoundError(2, "No such file or directory", "a.json")

@@ -136,6 +136,38 @@ def test_a_data_set_of_the_hub_is_asked_for_by_its_own_name_and_split(monkeypatc
     assert asked == [(("openai/gsm8k", "main"), {"split": "train", "streaming": limit is not None})]
 
 
+def test_a_known_data_set_by_its_name_of_the_hub_has_its_config_and_split(monkeypatch):
+    asked = []
+
+    def load_dataset(*where, **how):
+        asked.append((*where, how["split"]))
+        return iter([{"question": "1 + 1?", "answer": "#### 2", "chosen": [user("a"), said("b")],
+                      "rejected": [user("a"), said("c")]}])
+
+    monkeypatch.setattr(data_sets, "online", lambda: True)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert questions("openai/gsm8k", preset="gsm8k", split="test")[0]["answer"] == "2"
+    assert questions("openai/gsm8k", rename={"question": "prompt"})[0]["answer"] == "#### 2"
+    assert preferences("HuggingFaceH4/ultrafeedback_binarized", preset="ultrafeedback")
+    assert asked == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train"),
+                     ("HuggingFaceH4/ultrafeedback_binarized", None, "train_prefs")]
+
+
+def test_several_configs_are_said_with_the_whole_reason(monkeypatch):
+    def load_dataset(*where, **how):
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']")
+
+    monkeypatch.setattr(data_sets, "online", lambda: True)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(ValueError, match=r"among the available configs: \['main', 'socratic'\]\. .*load_dataset\(name, config"):
+        questions("some/data")
+
+
+def test_a_split_of_what_has_none_is_refused(source):
+    with pytest.raises(ValueError, match="split='test' is for a data set of the hub"):
+        questions(source(SUMS), split="test")
+
+
 # Mistakes, by row and field
 
 
@@ -193,9 +225,57 @@ def test_broken_files_are_named_by_their_row(tmp_path):
         file.write_text('{"text": "a"}\n\n' + line + "\n")
         with pytest.raises(ValueError, match=says):
             texts(file)
-    write(tmp_path / "b.csv", [{"messages": "[}"}])
-    with pytest.raises(ValueError, match="b.csv, row 0: field messages: not JSON"):
+    write(tmp_path / "b.csv", [{"messages": '[{"role": "user", "content": "Hi"},]'}])
+    with pytest.raises(ValueError, match="b.csv, row 0: field messages: a list of messages that is no JSON"):
         conversations(tmp_path / "b.csv")
+
+
+def test_a_file_with_lines_that_cannot_be_read_is_refused_also_where_bad_rows_are_dropped(tmp_path):
+    for name, text in (("a.jsonl", '{"text": "a"}\n{"text":\n{"text": "b"}\n'), ("a.csv", "text\na\nb,c\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"^{name}, row 1: not "):
+            texts(tmp_path / name, bad="drop")
+
+
+@pytest.mark.parametrize("rows", [{"data": SUMS, "n": 2}, SUMS[0]])
+def test_pitfall_a_json_file_that_is_one_object_over_several_lines(rows, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    with pytest.raises(ValueError, match=rf"^a.json is one object, with {', '.join(rows)}: a .json file holds a list"):
+        questions(tmp_path / "a.json")
+
+
+LISTS = {"prompt": [user("Where?")], "chosen": [said("It's here.")], "rejected": [said("No.")]}
+
+
+def test_pitfall_lists_of_messages_that_were_written_as_text(tmp_path):
+    """pandas.to_csv writes lists as Python prints them: their texts would be learned as they stand there."""
+    pandas.DataFrame([LISTS]).to_csv(tmp_path / "a.csv", index=False)
+    pandas.DataFrame([{**LISTS, "prompt": "Where?", "chosen": "Here."}]).to_csv(tmp_path / "b.csv", index=False)
+    whole = {side: LISTS["prompt"] + LISTS[side] for side in ("chosen", "rejected")}
+    pandas.DataFrame([whole]).to_csv(tmp_path / "c.csv", index=False)
+    pandas.DataFrame(TALKS).to_csv(tmp_path / "d.csv", index=False)
+    for name, field, kind, options in (("a", "prompt", preferences, {}), ("b", "rejected", preferences, {}),
+                                       ("c", "chosen", preferences, {"preset": "ultrafeedback"}),
+                                       ("d", "messages", conversations, {})):
+        for source in (tmp_path / f"{name}.csv", pandas.read_csv(tmp_path / f"{name}.csv")):
+            with pytest.raises(ValueError, match=f"row 0: field {field}: .* is no JSON .* save the data as .jsonl or .parquet"):
+                kind(source, **options)
+    with pytest.raises(ValueError, match="row 0: field prompt: a list of messages that is no JSON"):
+        data_sets.prompts([{"prompt": str(LISTS["prompt"])}])
+
+
+def test_lists_of_messages_as_json_in_a_csv(tmp_path):
+    assert preferences(write(tmp_path / "a.csv", [LISTS])) == [LISTS]
+    renamed = {"prompt": LISTS["prompt"], "good": LISTS["chosen"], "poor": "No."}
+    assert preferences(write(tmp_path / "b.csv", [renamed]), rename={"good": "chosen", "poor": "rejected"}) == [LISTS]
+    whole = {side: LISTS["prompt"] + LISTS[side] for side in ("chosen", "rejected")}
+    assert preferences(write(tmp_path / "c.csv", [whole]), preset="ultrafeedback") == [LISTS]
+
+
+@pytest.mark.parametrize("text", ["[{'a': 1}, {'b': 2}]", '[{"role": "user", "content": "Hi"}] is what?', "[1, 2]",
+                                  "Mend [{'role': 'user', 'content': 'x'}]"])
+def test_texts_with_lists_in_them_stay_texts(text):
+    assert data_sets.prompts([{"prompt": text}]) == [{"prompt": [user(text)]}]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

@@ -162,10 +162,11 @@ def test_store_with_a_damaged_artifact(monkeypatch, tmp_path):
     from course_lib import store
 
     states = {"a-1": "ready", "b-2": "damaged"}
-    entries = [SimpleNamespace(state=state, folder=tmp_path / name) for name, state in states.items()]
+    entries = [SimpleNamespace(name=name[0], state=state, folder=tmp_path / name) for name, state in states.items()]
     monkeypatch.setattr(store, "list", lambda: entries)
     finding = only(doctor.shelf())
     assert finding.level == "warn" and "b-2" in finding.text and "a-1" not in finding.text
+    assert finding.mend.endswith("store clear b")
     monkeypatch.setattr(store, "list", lambda: entries[:1])
     assert "1 artifacts ready" in only(doctor.shelf()).text
 

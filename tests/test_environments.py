@@ -206,6 +206,12 @@ def test_a_policy_must_sample(tiny_lm):
 # ---- questions and their rewards -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("column", ["prompts", "completions", "finished"])
+def test_a_column_that_the_environment_itself_gives_to_the_reward_is_refused(column):
+    with pytest.raises(ValueError, match=f"row 0 has a column '{column}'"):
+        Questions([{"prompt": "a", column: "b"}] * 2, count_a)
+
+
 def test_every_question_is_asked_before_one_is_asked_again():
     environment = Questions([{"prompt": f"q{i}"} for i in range(5)], count_a)
     states = environment.reset(7, 2, seed=0)

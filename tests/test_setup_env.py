@@ -145,6 +145,7 @@ def test_colab_needs_no_jupyterlab(machine, monkeypatch):
      ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]')) Max retries exceeded", "PIP_CERT"),
      ("ERROR: No matching distribution found for torch>=2.11", "64-bit"),
      ("ERROR: ResolutionImpossible", "64-bit"),
+     (f"{sys.executable}: No module named pip", f"Type:  {re.escape(sys.executable)} -m ensurepip"),
      ("error: something new", "something new")],
 )
 def test_pip_failures_are_explained(machine, log, says):
@@ -196,6 +197,7 @@ def test_missing_venv_module_is_explained(machine, monkeypatch):
 def test_venv_that_does_not_start_is_made_anew(machine, monkeypatch):
     ran = []
     monkeypatch.setattr(setup_env, "starts", lambda python: bool(ran))
+    monkeypatch.setattr(setup_env, "runs", lambda python, code: False)
     done = SimpleNamespace(returncode=0)
     monkeypatch.setattr(setup_env.subprocess, "run", lambda command, **_: ran.append(command) or done)
     assert setup_env.make_venv(machine.root) == setup_env.venv_python(machine.root / ".venv")
@@ -219,6 +221,50 @@ def test_short_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch)
     with pytest.raises(SetupError, match=r"1\.0 GB are free"):
         setup_env.make_venv(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_short_disk_stops_nobody_who_has_all_packages(machine):
+    """The clone's files have changed, so pip is asked; there is nothing big to download."""
+    def short(root):
+        raise SetupError("Only 1.0 GB are free")
+
+    machine.own_venv()
+    machine.patch(setup_env, "check_disk", short)
+    with pytest.raises(SetupError, match="Only 1.0 GB"):
+        setup_env.ensure(["run"])
+    machine.installed.update(torch="2.11.0", nbval="0.11")
+    setup_env.ensure(["run"])
+    assert [call[0] for call in machine.calls] == ["pip", "link"]
+
+
+@pytest.mark.slow
+def test_venv_without_pip_gets_it_and_keeps_its_packages(tmp_path):
+    """uv makes such environments."""
+    folder = tmp_path / ".venv"
+    made = subprocess.run([str(base_python()), "-m", "venv", "--without-pip", str(folder)], capture_output=True)
+    python = setup_env.venv_python(folder)
+    if made.returncode or not setup_env.runs(python, "import ensurepip"):
+        pytest.skip("this Python has no venv or ensurepip")
+    (folder / "kept").touch()
+    assert setup_env.make_venv(tmp_path) == python and setup_env.starts(python) and (folder / "kept").exists()
+
+
+@pytest.mark.parametrize("name", ["clone", "cl\u00e9 \u6e90"])
+def test_the_link_is_read_whatever_the_encoding_of_the_country(name, tmp_path, monkeypatch):
+    root, packages = tmp_path / name, tmp_path / "packages"
+    for folder in (root, packages):
+        folder.mkdir()
+    monkeypatch.setattr(setup_env.sysconfig, "get_paths", lambda: {"purelib": str(packages)})
+    (packages / "course_lib.pth").write_bytes("/cl\u00e9".encode("latin-1"))  # of another version
+    setup_env.link(root)
+    assert (packages / "course_lib.pth").read_bytes().isascii()
+    code = f"import site, sys; site.addsitedir({ascii(str(packages))}); print({ascii(str(root))} in sys.path)"
+    for encoding in ("C", "C.UTF-8"):
+        env = {**os.environ, "LC_ALL": encoding, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+        assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "True\n"
+    written = (packages / "course_lib.pth").stat().st_mtime_ns
+    setup_env.link(root)
+    assert (packages / "course_lib.pth").stat().st_mtime_ns == written
 
 
 def test_python_path_has_the_clone_first_and_once(monkeypatch, tmp_path):

@@ -7,8 +7,10 @@ bytes; nothing here knows which values are expected, or judges.
 """
 
 import ast
+import bisect
 import builtins
 import collections
+import collections.abc
 import functools
 import gc
 import heapq
@@ -68,6 +70,63 @@ def decode(data):
 # ---- what the language lets a program do -----------------------------------------------------------------------------
 
 
+PREFIXES = ("gi_", "cr_", "ag_", "tb_", "f_", "co_")  # of attributes that lead from a generator or traceback to its frame
+KINDS = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.TracebackType, types.FrameType,
+         types.CodeType)
+FRAMES = {name for kind in KINDS for name in dir(kind) if name.startswith(PREFIXES)} | set(
+    "ag_suspended f_generator co_branches co_lnotab gi_state cr_state ag_state".split())  # of one Python or another
+ATTRIBUTES = FRAMES | {"format", "format_map", "mro",  # "{0.__class__}".format(x) reads attributes named in a string
+                       "register"}  # of a class: anything may then pass for its instance, also in a `case` pattern
+
+
+class Forbidden(Exception):
+    """The program uses what the sandbox does not offer; the message names it."""
+
+
+def namedtuple(typename, field_names, **options):
+    """That of `collections`; `case Point(x, y)` reads the attributes that the fields name, so they are looked at here."""
+    made = collections.namedtuple(typename, field_names, **options)
+    if barred := ATTRIBUTES.intersection(made._fields):
+        raise Forbidden("." + min(barred))
+    return made
+
+
+# Python's own `copy` takes a method apart and finds it again by its __name__, which a program may set to "__class__"; with a
+# memo given, it sets attributes by name.
+MUTABLE = (list, dict, set, bytearray, collections.deque, collections.defaultdict, collections.OrderedDict,
+           collections.Counter)
+FIXED = (type(None), bool, int, float, complex, str, bytes, range, Fraction, tuple, frozenset)
+
+
+def copy(value):
+    """A shallow copy of plain data. TypeError for anything else."""
+    if type(value) not in MUTABLE + FIXED:
+        raise TypeError(f"the sandbox copies plain data, no {type(value).__name__}")
+    return value.copy() if type(value) in MUTABLE else value
+
+
+def deepcopy(value):
+    """A copy of plain data in which nothing that can change is shared with the original. TypeError for anything else."""
+    return _deep(value, {})
+
+
+def _deep(value, done: dict):
+    """done: what is copied already, by the id of the original."""
+    kind, new = type(value), copy(value)
+    if kind in (tuple, frozenset):
+        return kind([_deep(x, done) for x in value])
+    if kind in MUTABLE and id(value) in done:
+        return done[id(value)]
+    done[id(value)] = new
+    if kind in (list, collections.deque):
+        for i, x in enumerate(value):
+            new[i] = _deep(x, done)
+    elif isinstance(new, dict):  # keys do not change
+        for k, x in value.items():
+            new[k] = _deep(x, done)
+    return new
+
+
 def _names(module, names: str) -> types.SimpleNamespace:
     return types.SimpleNamespace(**{name: getattr(module, name) for name in names.split()})
 
@@ -75,25 +134,30 @@ def _names(module, names: str) -> types.SimpleNamespace:
 MODULES = {  # copies that hold functions only: through a real module one reaches every other module
     "math": _names(math, " ".join(name for name in dir(math) if name[0] != "_")),
     "string": _names(string, "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits punctuation whitespace"),
-    "re": _names(re, "compile escape findall finditer fullmatch match search split sub subn A I M S X"),
+    "re": _names(re, "compile escape findall finditer fullmatch match search split sub subn A I M S X "
+                     "ASCII IGNORECASE MULTILINE DOTALL VERBOSE"),
     "itertools": _names(itertools, " ".join(name for name in dir(itertools) if name[0] != "_")),
     "functools": _names(functools, "cache lru_cache partial reduce cmp_to_key"),
-    "collections": _names(collections, "ChainMap Counter OrderedDict defaultdict deque namedtuple"),
+    "collections": types.SimpleNamespace(namedtuple=namedtuple, **vars(_names(
+        collections, "ChainMap Counter OrderedDict defaultdict deque"))),
+    "copy": types.SimpleNamespace(copy=copy, deepcopy=deepcopy),
+    "bisect": _names(bisect, "bisect bisect_left bisect_right insort insort_left insort_right"),
     "heapq": _names(heapq, "heapify heappop heappush heappushpop heapreplace merge nlargest nsmallest"),
     "statistics": _names(statistics, "mean median mode pstdev pvariance stdev variance"),
     "fractions": types.SimpleNamespace(Fraction=Fraction),
+    "typing": types.SimpleNamespace(  # what can stand in an annotation, with or without [...]
+        Any=object, List=list, Dict=dict, Tuple=tuple, Set=set, FrozenSet=frozenset, Counter=collections.Counter,
+        DefaultDict=collections.defaultdict, Deque=collections.deque,
+        **dict.fromkeys("Literal Optional Type Union".split(), tuple),
+        **vars(_names(collections.abc, "Callable Generator Hashable Iterable Iterator Mapping Sequence"))),
+    "__future__": types.SimpleNamespace(annotations=None),
 }
 FUNCTIONS = """abs all any ascii bin bool bytearray bytes callable chr classmethod complex dict divmod enumerate filter
     float frozenset hash hex int isinstance issubclass iter len list map max min next object oct ord pow property range
-    repr reversed round set slice sorted staticmethod str sum super tuple zip __build_class__ True False None""".split()
+    repr reversed round set slice sorted staticmethod str sum super tuple zip __build_class__ NotImplemented True False
+    None""".split()
 DUNDERS = set("""__name__ __init__ __repr__ __str__ __bool__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __hash__ __len__
-    __iter__ __next__ __getitem__ __setitem__ __contains__ __call__ __add__ __sub__ __mul__ __neg__""".split())
-FRAMES = ("gi_", "cr_", "ag_", "tb_", "f_", "co_")  # attributes that lead from a generator or traceback to its frame
-ATTRIBUTES = {"format", "format_map", "mro"}          # "{0.__class__}".format(x) reads attributes named in a string
-
-
-class Forbidden(Exception):
-    """The program uses what the sandbox does not offer; the message names it."""
+    __iter__ __next__ __getitem__ __setitem__ __contains__ __call__ __add__ __sub__ __mul__ __neg__ __future__""".split())
 
 
 def check(tree: ast.AST) -> None:
@@ -112,7 +176,7 @@ def check(tree: ast.AST) -> None:
                 if isinstance(name, str) and name.startswith("__") and name.endswith("__") and name not in DUNDERS:
                     raise Forbidden(name)
         for name in [node.attr] if isinstance(node, ast.Attribute) else getattr(node, "kwd_attrs", []):  # of a `case`
-            if name.startswith(FRAMES) or name in ATTRIBUTES:
+            if name in ATTRIBUTES:
                 raise Forbidden(f".{name}")
 
 
@@ -139,6 +203,9 @@ def scope(printed: Printed, guard: bool) -> dict:
     def load(name, globals=None, locals=None, fromlist=(), level=0):
         if name not in MODULES or level:
             raise ImportError(f"the sandbox has no module {name!r}")
+        for wanted in fromlist or ():  # what is not there, Python would look for in the module that the __name__ says
+            if not hasattr(MODULES[name], wanted):
+                raise ImportError(f"the sandbox's module {name!r} has no {wanted!r}")
         return MODULES[name]
 
     names = vars(builtins)

@@ -53,9 +53,21 @@ def test_tests_may_be_json_and_completions_messages_with_fences():
 @pytest.mark.parametrize("text, code", [
     ("def f(x): return x", "def f(x): return x"), ("```\na\n```", "a\n"), ("```python\na\n```\nor\n```py\nb\n```", "b\n"),
     ("```python\nnever closed", "```python\nnever closed"),
+    ("```\ndef f(x): return x\n```\nso:\n```\nprint(f(3))\n```", "def f(x): return x\n"),
+    ("```\nf = abs\n```\nor\n```\ndef f(x): return x\n```\n`f`:\n```\nf == 3\ndef ff(): 0\n```", "def f(x): return x\n"),
+    ("1. So:\n   ```python\n   def f(x):\n       return x\n   ```\n2. Or not.", "def f(x):\n    return x\n"),
+    ("```\ndef f(x):\n    '''\n    ```\n    f(1)\n    ```\n    '''\n```\n",
+     "def f(x):\n    '''\n    ```\n    f(1)\n    ```\n    '''\n"),
+    ("```\n  a\n```", "  a\n"),
 ])
 def test_fenced_blocks(text, code):
     assert program(text) == code
+
+
+def test_the_function_that_is_asked_for_is_looked_for():
+    text = "```\ndef g(x): return x\n```\n```\ndef f(x): return x\n```"
+    assert program(text, "g") == "def g(x): return x\n" and program(text) == "def f(x): return x\n"
+    assert CodeReward(function="g").verdicts([text], [[((3,), 3)]])[0].ok
 
 
 def test_equal_answers_run_once(monkeypatch):

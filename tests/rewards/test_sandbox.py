@@ -6,6 +6,7 @@ with the language's own restrictions off, where only the process's limits are le
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,8 @@ DOUBLE = [((3,), 6), ((4,), 8)]
 HONEST = "def f(x): return 2 * x"
 QUICK = Limits(cpu=0.2, wall=1.5)
 FULL = sys.platform == "linux" and "syscall filter" in protections()
+MEMORY = sys.platform == "linux"  # elsewhere nothing limits it
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork: elsewhere there are no workers")
 
 
 def act(code: str, before: str = "") -> str:
@@ -52,6 +55,23 @@ LANGUAGE = {  # ways from a value to the interpreter, and what only looks like t
     "f-string": act("f'{x.__class__}'"),
     "case pattern": act("match x:\n    case object(__class__=c): c"),
     "case pattern of a frame": act("match (i for i in [1]):\n    case object(gi_frame=c): c.clear()"),
+    "positional case pattern of a class that is said to be another's": act(
+        "match '{0.__init__.__globals__}':\n    case A(g): g(A)\n    case _: raise ValueError",
+        "from collections import ChainMap, namedtuple\nclass A(ChainMap, namedtuple('P', 'format')): pass\nA.register(str)"),
+    "field named like a barred attribute": act("namedtuple('P', ['a', 'format'])", "from collections import namedtuple"),
+    "field named like a frame": act("namedtuple('P', 'gi_frame')", "from collections import namedtuple"),
+    "field that would register": act("namedtuple('P', 'register')", "import collections as c\nnamedtuple = c.namedtuple"),
+    "register": act("Fraction.register(float)", "from fractions import Fraction"),
+    "register by a type for annotations": act("Sequence.register(set)", "from typing import Sequence"),
+    "case pattern of register": act("match Hashable:\n    case object(register=r): r(list)", "from typing import Hashable"),
+    "fields by annotations": act("class P(NamedTuple):\n    format: int", "from typing import NamedTuple"),
+    "copy of a renamed method": act("copy(A.m).__init__", "from copy import copy\nclass A:\n    def m(cls): pass\n"
+                                    "    m.__name__ = '__class__'\n    m = classmethod(m)"),
+    "deep copy of a renamed method": act("deepcopy([A().m])", "from copy import deepcopy\nclass A:\n    def m(self): pass\n"
+                                         "    m.__name__ = '__class__'"),
+    "deep copy with a memo": act("deepcopy([x], {id(x): [].append})", "from copy import deepcopy"),
+    "copier's dispatch": act("copy._copy_dispatch", "import copy"),
+    "future module": act("__future__.all_feature_names", "import __future__"),
     "full-width letters": act("x.__\uff43lass__"),
     "builtins by name": act("__builtins__['open']"),
     "global builtins": act("global __builtins__\n__builtins__ = {}"),
@@ -59,6 +79,7 @@ LANGUAGE = {  # ways from a value to the interpreter, and what only looks like t
     "__import__": act("__import__('os')"),
     "import os": "import os\n" + HONEST,
     "import as": "import os.path as math\n" + HONEST,
+    "import by another module's name": "import math\nmath.__name__ = 'os'\nfrom math import path\n" + HONEST,
     "import in a function": act("import sys"),
     "from import": act("from sys import modules"),
     "from import star": "from math import *\n" + HONEST,
@@ -212,6 +233,12 @@ SYSTEM = {  # against the machine: also run with all of Python at hand
     "at exit": "import atexit, os\natexit.register(os.write, 0, b'[\"value\", 6]')\ndef f(x): return None",
     "poison builtins": "import builtins\nbuiltins.len = builtins.isinstance = builtins.map = None\ndef f(x): return 0",
 }
+if not MEMORY:
+    SYSTEM = {name: attack for name, attack in SYSTEM.items() if name not in (
+        "memory by doubling", "memory by appending", "string multiplication", "bytes", "nested comprehensions",
+        "huge int printed", "endless output line")}
+
+
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory):
     """What an attack might reach from outside: a file, this process, a server, a variable of the environment."""
@@ -234,7 +261,7 @@ def aimed(program: str, victim) -> str:
 
 def state() -> tuple:
     """What no attack may change in this process."""
-    handlers = tuple(signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM))
+    handlers = tuple(map(signal.getsignal, {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGALRM", signal.SIGINT)}))
     return (dict(os.environ), os.getcwd(), handlers, sys.getrecursionlimit(), sys.gettrace(), len, isinstance, map,
             sandbox_worker.encode, sandbox_worker.work)
 
@@ -296,9 +323,11 @@ def test_attack_with_all_of_python(name, unguarded):
     assert unguarded[name].passed == 0 and not unguarded[name].ok and 0 < len(unguarded[name].detail) < 1000
 
 
+@forks
 def test_the_attacks_are_real(victim):
     """Outside of the sandbox they do what they say: here those that can be let loose."""
     tame = ["subclasses walk", "generator frame", "case pattern of a frame", "full-width letters", "format string",
+            "positional case pattern of a class that is said to be another's", "copy of a renamed method", "register",
             "read a file", "list a folder", "make a folder", "socket pair", "fork", "thread", "environment", "pipe"]
     for name in tame:
         program = aimed((LANGUAGE | SYSTEM)[name], victim) + "\nprint(f(3))"
@@ -334,12 +363,43 @@ def test_every_task_of_the_world_passes_its_own_tests():
     ("def f(x):\n    match x:\n        case [a, *_]: return a\n        case {'k': v}: return v",
      [(([5, 6],), 5), (({"k": 7},), 7)]),
     ("def f(x):\n    größe = 2 * x\n    return größe", [((3,), 6)]),
+    ("from __future__ import annotations\nfrom typing import Any, Callable, Dict, List, Optional, Tuple, Union\n"
+     "import typing as t\ndef g(a: Optional[List[int]] = None, b: Callable[[int], int] = abs, c: Union[int, str] = 1) -> Any:\n"
+     "    return b(a[0])\n"
+     "def f(x: t.Sequence[Dict[str, Tuple[int, ...]]]) -> 'int': return g([-x])", [((3,), 3)]),
+    ("from typing import Callable, Iterable, List, Optional\nV = Optional[List['N']]\n"
+     "def f(x: V, y: Callable[..., int] | None = None): return isinstance(x, List), isinstance(x, Iterable)",
+     [(([1],), (True, True)), (("a",), (False, True))]),
+    ("import re\ndef f(s): return re.findall('^a.$', s, re.IGNORECASE | re.MULTILINE)", [(("Ab\nac",), ["Ab", "ac"])]),
+    ("import bisect\ndef f(v, x):\n    bisect.insort(v, x)\n    return v, bisect.bisect_left(v, x)",
+     [(([1, 4], 3), ([1, 3, 4], 1))]),
+    ("from copy import copy, deepcopy\ndef f(v):\n    a, b, c = v, copy(v), deepcopy(v)\n    v[0][0] = 9\n    return a, b, c",
+     [(([[1], (2, {"k": [3]})],), ([[9], (2, {"k": [3]})], [[9], (2, {"k": [3]})], [[1], (2, {"k": [3]})]))]),
+    ("import copy\ndef f():\n    v = [0]\n    v.append(v)\n    w = copy.deepcopy(v)\n    return w is not v, w[1] is w",
+     [((), (True, True))]),
+    ("class A:\n    def __init__(self, x): self.f_score, self.co_author, self.tb_x = x, 1, 2\ndef f(x): return A(x).f_score",
+     [((3,), 3)]),
+    ("class A:\n    def __eq__(self, o): return NotImplemented\ndef f(): return A() == 1", [((), False)]),
+    ("from collections import namedtuple\nP = namedtuple('P', 'x y', defaults=[2])\ndef f(x):\n    match P(x):\n"
+     "        case P(a, b): return a + b", [((3,), 5)]),
     ("def f(): return '\\N{GREEK SMALL LETTER PI}'", [((), "π")]),
     ("def f(): return [None, float('inf'), -0.5, {(1, 'a'): [True]}]",
      [((), [None, float("inf"), -0.5, {(1, "a"): [True]}])]),
 ])
 def test_everyday_python_works(program, tests):
     assert run_tests([program], [tests]) == [sandbox.Verdict(len(tests), len(tests), "passed")]
+
+
+def test_all_that_leads_to_a_frame_is_refused():
+    async def coroutine(): pass
+
+    async def generator(): yield
+
+    started = coroutine()
+    leading = [(x for x in ""), started, generator(), sys._getframe(), sys._getframe().f_code]
+    assert {name for value in leading for name in dir(value) if re.match("(gi|cr|ag|f|co)_", name)} <= sandbox_worker.ATTRIBUTES
+    assert {"tb_frame", "tb_next"} <= sandbox_worker.ATTRIBUTES
+    started.close()
 
 
 @pytest.mark.parametrize("path, name", [
@@ -367,7 +427,8 @@ def test_a_program_may_change_its_argument_but_not_the_test():
     ("def g(x): return 2 * x", 0, "missing", "f"),
     ("def f(x): return 2 * x if x == 3 else x / 0", 1, "error", "test 2: ZeroDivisionError: division by zero"),
     ("def f(x):\n    while x == 4: pass\n    return 6", 1, "timeout", "test 2: no result"),
-    ("def f(x): return [0] * 10 ** 9", 0, "memory", "test 1: MemoryError"),
+    pytest.param("def f(x): return [0] * 10 ** 9", 0, "memory", "test 1: MemoryError",
+                 marks=pytest.mark.skipif(not MEMORY, reason="no limit of memory here")),
     ("def f(x): print('a' * 10 ** 6)", 0, "output", "test 1: OutputLimit: too much was printed"),
     ("def f(x): return {1, 2}", 0, "error", "test 1: TypeError: a value of type set is not plain data"),
 ])
@@ -413,11 +474,11 @@ def test_what_a_program_prints_is_text_that_can_be_written():
         assert "\\ud83d" in run_tests([program], [DOUBLE])[0].detail.encode().decode()
 
 
-@pytest.mark.parametrize("fork", [True, False])
+@pytest.mark.parametrize("fork", [pytest.param(True, marks=forks), False])
 def test_equal_programs_have_equal_results_whichever_worker_runs_them(fork, monkeypatch):
     """The order of a set of texts goes by their hashes, which Python else draws anew in each process."""
     if not fork:
-        monkeypatch.delattr(os, "fork")
+        monkeypatch.delattr(os, "fork", raising=False)
     seen = set()
     for _ in range(4):
         sandbox._close()  # the next program has a new worker
@@ -425,7 +486,7 @@ def test_equal_programs_have_equal_results_whichever_worker_runs_them(fork, monk
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("fork", [True, False])
+@pytest.mark.parametrize("fork", [pytest.param(True, marks=forks), False])
 def test_no_setting_of_python_reaches_a_worker(fork, monkeypatch, tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit")
     (tmp_path / "start.py").write_text("raise SystemExit")
@@ -435,7 +496,7 @@ def test_no_setting_of_python_reaches_a_worker(fork, monkeypatch, tmp_path):
     for name, value in settings.items():
         monkeypatch.setenv(name, str(value))
     if not fork:
-        monkeypatch.delattr(os, "fork")
+        monkeypatch.delattr(os, "fork", raising=False)
     monkeypatch.setattr(sandbox, "_pools", {})
     program = ("import os, sys\ndef f(x):\n    return sorted((n, v) for n, v in os.environ.items() if n.startswith('PYTHON')), "
                "[p for p in sys.path if p.startswith(x)], sys.flags[:9]")
@@ -504,6 +565,7 @@ def test_right_values_from_a_process_that_did_not_end_well_are_not_enough():
     assert sandbox._judge("done", [*events, ["value", 9]], [6, 8]).kind == "crashed"
 
 
+@forks
 def test_expected_values_never_leave_this_process(monkeypatch):
     sent = []
     monkeypatch.setattr(sandbox._Worker, "ask", lambda self, request: sent.append(repr(request)) or ("done", b""))
@@ -511,6 +573,7 @@ def test_expected_values_never_leave_this_process(monkeypatch):
     assert sent and "271828" not in sent[0]
 
 
+@forks
 def test_a_lost_worker_is_replaced():
     run_tests([HONEST] * 16, [DOUBLE] * 16)
     for child in psutil.Process().children():
@@ -519,6 +582,7 @@ def test_a_lost_worker_is_replaced():
     assert all(v.ok for v in run_tests([HONEST] * 16, [DOUBLE] * 16))
 
 
+@forks
 def test_a_worker_that_cannot_start_is_an_error_not_a_zero(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", "pass"])
@@ -550,6 +614,7 @@ def test_workers_end_with_the_process_that_started_them(how):
         time.sleep(0.05)
 
 
+@forks
 def test_a_fork_of_this_process_has_workers_of_its_own():
     run_tests([HONEST], [DOUBLE])
     pid = os.fork()
@@ -563,7 +628,7 @@ def test_a_fork_of_this_process_has_workers_of_its_own():
 
 def test_without_fork_each_program_has_a_new_process(monkeypatch):
     """The way of Windows."""
-    monkeypatch.delattr(os, "fork")
+    monkeypatch.delattr(os, "fork", raising=False)
     names = ["import os", "class of a value", "equal to everything", "infinite loop", "huge output", "f is missing"]
     programs = [HONEST, *((LANGUAGE | SYSTEM)[name] for name in names)]
     verdicts = run_tests(programs, [DOUBLE] * len(programs), limits=QUICK)
