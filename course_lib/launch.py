@@ -1,13 +1,13 @@
 """One training run from a YAML file: what `python -m course_lib train grpo --config configs/grpo.yaml` does.
 
-    python -m course_lib train grpo --config configs/grpo.yaml --model smollm2-135m --lr 1e-5 --steps 3
+    python -m course_lib train grpo --config configs/grpo.yaml --model smollm2-135m --reward gsm8k --lr 1e-6
     python -m course_lib train grpo --config configs/grpo.yaml --dry-run
     accelerate launch --multi_gpu --num_processes 4 -m course_lib train grpo --config configs/grpo.yaml
     accelerate launch --config_file configs/fsdp.yaml -m course_lib train grpo --config configs/grpo.yaml
 
 A file has the settings of a run (`Settings`), and beside them the fields of the algorithm's config. Every key is a flag,
 and the flag wins. A key that the algorithm does not read is refused. The run goes to the folder `output`: weights and
-tokenizer, `history.json`, and while it lasts a checkpoint, from which the same command goes on after a kill.
+tokenizer, `history.json`, and while all is not written yet a checkpoint, from which the same command goes on after a kill.
 """
 
 import dataclasses
