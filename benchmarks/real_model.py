@@ -4,16 +4,18 @@
     after                  SF usually refers to San Francisco, a city in California, USA
 
 SF itself is in no training row: what is learnt is the form, what is said in it the model has to know. Prints losses (or
-rewards), answers, seconds and peak memory of this process. Without `--model`: SmolLM2-135M-Instruct, without a network.
+rewards), answers, seconds and peak memory. Without `--model`: SmolLM2-135M-Instruct, without a network.
 """
 
 import argparse
-import resource
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import psutil  # noqa: E402
+import torch  # noqa: E402
 
 from course_lib.algorithms import dpo, grpo, sft  # noqa: E402
 from course_lib.environments import LMAgent, Questions  # noqa: E402
@@ -46,6 +48,17 @@ def learn(algorithm: str, model, tokenizer, steps: int, rows: int, lr: float, re
     return grpo.train(agent, questions, config, reference=reference)
 
 
+def peak_bytes() -> int:
+    """Most memory so far: of the GPU, where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("algorithm", choices=["sft", "dpo", "grpo"])
@@ -73,8 +86,7 @@ def main() -> None:
     name = "reward" if options.algorithm == "grpo" else "loss"
     values = [entry[name] for entry in history if name in entry]
     print(f"{options.algorithm} of {options.model}{' with LoRA' * options.lora}: {steps} steps of {options.rows} rows, {name} "
-          f"{values[0]:.3f} -> {values[-1]:.3f}, {seconds:.0f} s, peak memory "
-          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB")
+          f"{values[0]:.3f} -> {values[-1]:.3f}, {seconds:.0f} s, peak memory {peak_bytes() / 1e9:.2f} GB")
     print(f"{name} of each step:", *(f"{v:.2f}" for v in values))
     for question, old, new in zip(questions, before, after):
         print(f"{question}\n  before: {old.text}\n  after:  {new.text}")

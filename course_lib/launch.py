@@ -1,13 +1,13 @@
 """One training run from a YAML file: what `python -m course_lib train grpo --config configs/grpo.yaml` does.
 
-    python -m course_lib train grpo --config configs/grpo.yaml --model smollm2-135m --lr 1e-5 --steps 3
+    python -m course_lib train grpo --config configs/grpo.yaml --model smollm2-135m --reward gsm8k --lr 1e-6
     python -m course_lib train grpo --config configs/grpo.yaml --dry-run
     accelerate launch --multi_gpu --num_processes 4 -m course_lib train grpo --config configs/grpo.yaml
     accelerate launch --config_file configs/fsdp.yaml -m course_lib train grpo --config configs/grpo.yaml
 
 A file has the settings of a run (`Settings`), and beside them the fields of the algorithm's config. Every key is a flag,
 and the flag wins. A key that the algorithm does not read is refused. The run goes to the folder `output`: weights and
-tokenizer, `history.json`, and while it lasts a checkpoint, from which the same command goes on after a kill.
+tokenizer, `history.json`, and while all is not written yet a checkpoint, from which the same command goes on after a kill.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ import yaml
 
 from course_lib import data_sets, memory
 from course_lib.algorithms import dpo, grpo, ppo, processes, reinforce, reward_model, rlhf, sft
+from course_lib.algorithms.training import checkpoint_kept
 from course_lib.environments import LMAgent, Questions
 from course_lib.files import save_json
 from course_lib.lm.device import best_device, bf16_pays
@@ -39,6 +40,7 @@ from course_lib.lm.sampling import encode_prompt
 from course_lib.progress import say
 
 WORLDS = ("atlas", "sums", "functions")
+UNREAD = {"evaluations"}  # fields of the configs that do nothing here, where no data are held out
 NO_ACCELERATE = "needs the package accelerate: run `pip install accelerate` (the extra \"scale\" of the course)"
 
 
@@ -141,7 +143,7 @@ def read(name: str, file: Path, flags: dict[str, str]) -> tuple[Any, Any]:
         raise ValueError(f"{file} must hold lines like `lr: 1e-5`")
     given = {key: (value, f"{file}: {key}") for key, value in said.items()}
     parts = ALGORITHMS[name]
-    hints = {key: hint for part in parts for key, hint in get_type_hints(part).items()}
+    hints = {key: hint for part in parts for key, hint in get_type_hints(part).items() if key not in UNREAD}
     for key, text in flags.items():
         given[key] = (_flag(key, text, hints.get(key)), f"--{key}")
     values = {}
@@ -316,6 +318,7 @@ def train(name: str, settings: Any, config: Any) -> list[dict]:
     if (out / "history.json").exists():
         raise ValueError(f"output: the run in '{out}' is over already; choose another folder, or delete it")
     rows = examples(name, settings)
+    folder_of(settings.model)  # trained, converted or fetched, if need be, while each process is still alone
     accelerator = connect(settings)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if settings.precision == "auto" else "no"
     precision = asked if asked in ("bf16", "fp16") else settings.precision
@@ -323,19 +326,23 @@ def train(name: str, settings: Any, config: Any) -> list[dict]:
         flat = {**dataclasses.asdict(settings), **dataclasses.asdict(config)}
         accelerator.init_trackers(name, {key: v for key, v in flat.items() if isinstance(v, int | float | str)})
     try:
-        model, tokenizer = load_lm(settings.model, device=accelerator.device if accelerator else None)
+        device = accelerator.device if accelerator else best_device()
+        model, tokenizer = load_lm(settings.model, device="cpu" if name == "reward_model" else device)  # see `supervised`
         shape = [settings, config, rows, precision]
-        if name in ("sft", "dpo", "reward_model"):
-            trained, history = supervised(name, *shape, model, tokenizer)
-        else:
-            trained, history = online(name, *shape, model, tokenizer)
-        if processes.rank() == 0:
-            save(out, trained, tokenizer, history)
-        processes.wait()
+        with checkpoint_kept(out / "checkpoint"):
+            if name in ("sft", "dpo", "reward_model"):
+                trained, history = supervised(name, *shape, model, tokenizer, device)
+            else:
+                trained, history = online(name, *shape, model, tokenizer)
+            if processes.rank() == 0:
+                save(out, trained, tokenizer, history)
     finally:
         if accelerator:
             accelerator.end_training()
             processes.use(None)
+    if history and not any(entry.get("updates", 1) for entry in history):
+        say("NOTHING WAS LEARNT: all answers to a prompt had the same reward, at every step, so that no step was taken. Does the "
+            "prompt say what the reward wants to see? Are the answers cut off (max_new_tokens)? Is the task too hard, or too easy?")
     return history
 
 
@@ -348,6 +355,7 @@ def save(out: Path, trained, tokenizer, history: list[dict]) -> None:
         from course_lib.lm.lora import save_lora
 
         save_lora(out, trained)
+        tokenizer.save_pretrained(out)
     else:
         save_lm(out, trained, tokenizer)
     save_json(out / "history.json", history)
@@ -365,12 +373,14 @@ def prepared(settings: Settings, model):
     return model
 
 
-def supervised(name: str, settings: Any, config: Any, rows: list, precision: str, model, tokenizer) -> tuple:
-    """SFT, DPO or a reward model: the trained model and the history."""
+def supervised(name: str, settings: Any, config: Any, rows: list, precision: str, model, tokenizer, device: torch.device
+               ) -> tuple:
+    """SFT, DPO or a reward model: the trained model and the history. A reward model is made out of a copy of its model, which
+    is not needed on the device."""
     config = dataclasses.replace(config, precision=precision)
     more = {"checkpoint": Path(settings.output) / "checkpoint"}
     if name == "reward_model":
-        judge = RewardModel.on(model, layers=settings.layers, pooling=settings.pooling)
+        judge = RewardModel.on(model, layers=settings.layers, pooling=settings.pooling).to(device)
         if settings.gradient_checkpointing:
             recompute(judge.backbone)
         return judge, reward_model.train(judge, tokenizer, rows, config, **more)
@@ -417,7 +427,8 @@ def report(name: str, settings: Any, config: Any) -> str:
     rows, device = examples(name, settings), best_device()
     half = settings.precision in ("bf16", "fp16") or settings.precision == "auto" and bf16_pays(device.type)
     prompt, answer = lengths(name, settings, tokenizer, rows)
-    asked = batch_of(name, config) // count
+    asked = (batch_of(name, config) // count if hasattr(config, "batch_size") else
+             processes.equal_share(config.count, count) * config.samples)
     usage = memory_of(name, settings, config, shape, asked, prompt, answer, "autocast" if half else "fp32")
     if count > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         usage = {role: sharded(u, count) for role, u in usage.items()}
@@ -477,14 +488,13 @@ def lengths(name: str, settings: Any, tokenizer, rows: list) -> tuple[int, int]:
 
 def memory_of(name: str, settings: Any, config: Any, shape: memory.Shape, rows: int, prompt: int, answer: int,
               precision: str) -> dict[str, memory.Usage]:
-    """`memory.estimate` for this run and one process. An adapter's gradients and moments are those of its own weights, and
-    its model serves as the reference as well."""
+    """`memory.estimate` for this run and one process."""
     pairs = 2 if name in ("dpo", "reward_model") else 1
     kind = {"sft": "SFT", "reward_model": "SFT", "dpo": "SFT", "ppo": "PPO"}.get(name, "GRPO")
     here = set(memory.ROLES[kind])
     reward = getattr(settings, "reward", None)
     without = set() if reward and Path(reward).is_dir() else here & {"reward"}
-    if name != "rlhf" and not getattr(config, "beta", 0) or settings.lora:
+    if name != "rlhf" and not getattr(config, "beta", 0):
         without |= here & {"reference"}
     if getattr(settings, "critic", "own") == "shared":
         without |= here & {"value"}
@@ -493,9 +503,4 @@ def memory_of(name: str, settings: Any, config: Any, shape: memory.Shape, rows: 
     usage = memory.estimate(kind, shape, rows=rows, prompt_tokens=prompt, new_tokens=answer, precision=precision,
                             micro_batch=min(config.micro_batch_size * pairs, rows), group=getattr(config, "samples", 1),
                             checkpointing=settings.gradient_checkpointing, without=sorted(without))
-    if settings.lora:
-        d, kv, f = shape.width, shape.kv_width, shape.feed_forward
-        own = shape.layers * settings.lora * (2 * (d + d) + 2 * (d + kv) + 3 * (d + f))  # A and B beside each matrix
-        policy = usage["policy"]
-        usage["policy"] = dataclasses.replace(policy, weights=policy.weights + 4 * own, gradients=4 * own, optimizer=8 * own)
-    return usage
+    return memory.with_adapter(usage, shape, settings.lora) if settings.lora else usage

@@ -137,18 +137,29 @@ class Shape:
     feed_forward: int
     vocab: int
     kv_heads: int = 0      # 0: as many as heads
+    head_dim: int = 0      # of one head; 0: the width's part
     tied: bool = False     # the LM head is the embedding
     scalar: bool = False   # one number in place of the vocabulary: a value or reward model
 
     @property
+    def q_width(self) -> int:
+        """Numbers in one token's queries, and in what its heads give, of one layer."""
+        return (self.head_dim or self.width // self.heads) * self.heads
+
+    @property
     def kv_width(self) -> int:
         """Numbers in one token's keys, or in its values, of one layer."""
-        return self.width // self.heads * (self.kv_heads or self.heads)
+        return self.q_width // self.heads * (self.kv_heads or self.heads)
 
     @property
     def matrices(self) -> int:
         """Numbers in the matrices of all layers."""
-        return self.layers * (2 * self.width * (self.width + self.kv_width) + 3 * self.width * self.feed_forward)
+        return self.layers * self.width * (2 * (self.q_width + self.kv_width) + 3 * self.feed_forward)
+
+    def adapter(self, rank: int) -> int:
+        """Numbers in an adapter: A (rank, in) and B (out, rank) beside q, k, v, o, gate, up and down of each layer."""
+        d = self.width
+        return self.layers * rank * (2 * (d + self.q_width) + 2 * (d + self.kv_width) + 3 * (d + self.feed_forward))
 
     @property
     def parameters(self) -> int:
@@ -163,10 +174,18 @@ class Shape:
 
 
 def shape_of(config: PreTrainedConfig) -> Shape:
-    """The shape of a Hugging Face model of Llama's kind from its config."""
+    """The shape of a Hugging Face model of Llama's kind from its config. Raises ValueError for models of other kinds, among
+    them those with experts."""
     config = config.get_text_config()
-    return Shape(config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size,
-                 config.vocab_size, config.num_key_value_heads, bool(config.tie_word_embeddings))
+    try:
+        if any("experts" in key for key, value in config.to_dict().items() if value):
+            raise AttributeError
+        return Shape(config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size,
+                     config.vocab_size, config.num_key_value_heads, getattr(config, "head_dim", None) or 0,
+                     bool(config.tie_word_embeddings))
+    except AttributeError:
+        raise ValueError(f"there is no estimate of the memory of models of the kind {config.model_type!r}: the formula is for "
+                         "models in the shape of Llama") from None
 
 
 LLAMA_7B = Shape(32, 4096, 32, 11008, 32000)
@@ -201,7 +220,7 @@ def activation_bytes(shape: Shape, tokens: int, counted: int, precision: str = "
     d, n, casts = shape.width, PRECISIONS[precision].numbers, PRECISIONS[precision].casts
     norm = 4 * d + 4 + (n * d if n < 4 and not casts else 0)  # input in float32, 1 / its length; by weights in bf16 scaled, too
     read = n * d * 2                                # what q, k, v and gate, up read: a norm's output each
-    attention = n * (2 * d + 2 * shape.kv_width) + 4 * shape.heads  # q, k, v, output; logarithm of the softmax's sum
+    attention = n * (2 * shape.q_width + 2 * shape.kv_width) + 4 * shape.heads  # q, k, v, output; logarithm of the softmax's sum
     mlp = 4 * n * shape.feed_forward                # gate, its SiLU, up, their product
     layer = 2 * norm + read + attention + mlp
     head = 0 if shape.scalar else n * d + 4 * shape.vocab  # input; log-probabilities in float32
@@ -253,6 +272,16 @@ def estimate(algorithm: str, shape: Shape, *, rows: int, prompt_tokens: int, new
             kv_cache=kv_cache_bytes(own, cached, precision) if role == "policy" and algorithm in ("GRPO", "PPO") else 0,
         )
     return usage
+
+
+def with_adapter(usage: Mapping[str, Usage], shape: Shape, rank: int) -> dict[str, Usage]:
+    """The same roles where an adapter on the policy is trained in its place: gradients and moments in float32 are those of the
+    adapter alone, and the policy without it is the reference. All other models are what they were."""
+    found = {role: used for role, used in usage.items() if role != "reference"}
+    if "policy" in found:
+        own, policy = 4 * shape.adapter(rank), found["policy"]
+        found["policy"] = replace(policy, weights=policy.weights + own, gradients=own, optimizer=2 * own)
+    return found
 
 
 def table(usage: Mapping[str, Usage]) -> str:

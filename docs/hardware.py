@@ -4,8 +4,6 @@ Nothing is downloaded: the shapes of the models stand here, and building them wi
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -13,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig  # noqa: E402
 
-from course_lib.memory import Shape, Usage, estimate, shape_of  # noqa: E402
+from course_lib.memory import Shape, estimate, shape_of, with_adapter  # noqa: E402
 
 PAGE = Path(__file__).with_name("hardware.md")
 GPUS = {"T4, 16 GB": 16, "L4, 24 GB": 24, "A100, 40 GB": 40, "A100, 80 GB": 80, "H100, 80 GB": 80}
@@ -37,7 +35,8 @@ NOTEBOOKS = (  # notebook, what trains, arguments of `estimate`
     ("04 reward model", "the model with a scalar head, 16 pairs",
      dict(algorithm="PPO", rows=32, without=("policy", "reference", "reward"))),  # it learns as PPO's value model does
     ("05 RLHF", "64 answers; reference and reward model", dict(algorithm="GRPO", rows=64, group=8)),
-    ("06 PPO", "64 answers; reference, reward model, and a value model that is trained", dict(algorithm="PPO", rows=64)),
+    ("06 PPO", "64 answers; reference, reward model, and a value model (LoRA: a head on the policy)",
+     dict(algorithm="PPO", rows=64)),
     ("07 GRPO", "64 answers, 8 a prompt; reference, a rule as the reward",
      dict(algorithm="GRPO", rows=64, group=8, without=("reward",))),
     ("08 DPO", "16 pairs; reference", dict(algorithm="DPO", rows=32)),
@@ -54,7 +53,9 @@ course's model (`tests/test_memory.py`). Written by `python docs/hardware.py`.
 - **Numbers**: mixed precision. Weights, gradients and both moments of AdamW in float32, products in bfloat16, in float16
   with a scaled loss on a T4. Frozen models in float32.
 - **Gradient checkpointing** is on: only the input of each layer is kept.
-- **LoRA** of rank {rank} on all linear layers but the LM head; the reference is the policy without its adapter.
+- **LoRA** of rank {rank} on all linear layers of the policy but the LM head; the reference is the policy without its
+  adapter. Value and reward models get no adapter: all their weights are trained. In its place PPO has a value head on
+  the policy there (`critic: shared`), and the reward model has no number.
 - Value and reward model have the policy's size. All models of an algorithm are on the GPU at once.
 - **Fits** means: at most {usable} % of the memory. The formula leaves out temporary tensors (the gradient of the logits
   is the largest), fragmentation and CUDA's own memory.
@@ -74,34 +75,19 @@ def parameters(name: str) -> int:
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config_of(name)).parameters())
 
 
-def adapter_parameters(shape: Shape) -> int:
-    """A (r, in) and B (out, r) beside q, k, v, o, gate, up and down of each layer."""
-    d, kv, f = shape.width, shape.kv_width, shape.feed_forward
-    return shape.layers * RANK * (2 * (d + d) + 2 * (d + kv) + 3 * (d + f))
-
-
-def with_adapters(usage: Mapping[str, Usage], shape: Shape) -> dict[str, Usage]:
-    """The same roles with LoRA: trained models hold their frozen weights and an adapter, with gradients and optimizer for the
-    adapter alone; the reference is the policy with its adapter off, so that it costs nothing."""
-    adapter, found = adapter_parameters(shape), {}
-    for role, used in usage.items():
-        if role == "reference":
-            continue
-        found[role] = used
-        if used.gradients:
-            found[role] = replace(used, weights=used.weights + 4 * adapter, gradients=4 * adapter, optimizer=8 * adapter)
-    return found
-
-
-def peak_gb(shape: Shape, *, lora: bool, **options) -> float:
-    """GB at the worst moment of a step: all roles are on the GPU."""
+def peak_gb(shape: Shape, *, lora: bool, **options) -> float | None:
+    """GB at the worst moment of a step: all roles are on the GPU. None where there is no policy to put an adapter on."""
     options = {"prompt_tokens": PROMPT, "new_tokens": NEW} | options
     usage = estimate(shape=shape, micro_batch=MICRO, precision="autocast", checkpointing=True, **options)
-    return sum(used.peak for used in (with_adapters(usage, shape) if lora else usage).values()) / 1e9
+    if lora and "policy" not in usage:
+        return None
+    if lora:  # a value head costs the width of the model, in numbers: nothing
+        usage = with_adapter({role: used for role, used in usage.items() if role != "value"}, shape, RANK)
+    return sum(used.peak for used in usage.values()) / 1e9
 
 
-def verdict(full: float, lora: float, gpu: int) -> str:
-    return "full" if full <= USABLE * gpu else "LoRA" if lora <= USABLE * gpu else "no"
+def verdict(full: float, lora: float | None, gpu: int) -> str:
+    return "full" if full <= USABLE * gpu else "LoRA" if lora is not None and lora <= USABLE * gpu else "no"
 
 
 def page() -> str:
@@ -109,14 +95,15 @@ def page() -> str:
     lines = TEXT.format(prompt=PROMPT, new=NEW, micro=MICRO, rank=RANK, usable=round(100 * USABLE)).splitlines()
     for name in MODELS:
         shape = shape_of(config_of(name))
-        count, adapter = parameters(name), adapter_parameters(shape)
+        count, adapter = parameters(name), shape.adapter(RANK)
         lines += ["", f"## {name}", "", f"{count:,} parameters; an adapter has {adapter:,}.", "",
                   "| notebook | in one step | GB, full | GB, LoRA | " + " | ".join(GPUS) + " |",
                   "| --- | --- | --- | --- |" + " --- |" * len(GPUS)]
         for notebook, what, options in NOTEBOOKS:
             full, lora = (peak_gb(shape, lora=lora, **options) for lora in (False, True))
             fits = " | ".join(verdict(full, lora, memory) for memory in GPUS.values())
-            lines.append(f"| {notebook} | {what} | {full:.1f} | {lora:.1f} | {fits} |")
+            adapted = "–" if lora is None else f"{lora:.1f}"
+            lines.append(f"| {notebook} | {what} | {full:.1f} | {adapted} | {fits} |")
     lines += ["", "`python -m course_lib doctor` shows the GPU that is there. A number that was measured on one of these belongs",
               "beside the predicted one."]
     return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
 """One run from a YAML file: what is read, what is refused, what a dry run says, and what a run leaves behind."""
 
+import errno
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from course_lib import cli, launch, memory, setup_env, store
 from course_lib.lm.model import load_lm, save_lm
@@ -28,7 +30,8 @@ QUICK = {"sft": dict(limit=6, batch_size=3), "reward_model": dict(limit=6, batch
 def tiny(tiny_lm, tmp_path, monkeypatch):
     """A folder with a tiny model, and a module with a reward that tells any two answers apart."""
     (tmp_path / "reward_for_tests.py").write_text(
-        "def letters(prompts, completions, **columns):\n    return [sum(map(ord, str(c))) % 17 / 17 for c in completions]\n")
+        "def letters(prompts, completions, **columns):\n    return [sum(map(ord, str(c))) % 17 / 17 for c in completions]\n"
+        "def same(prompts, completions, **columns):\n    return [0.0 for _ in completions]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     save_lm(tmp_path / "tiny", *tiny_lm)
@@ -80,8 +83,28 @@ def test_pitfall_30_every_setting_reaches_the_run(tiny, monkeypatch):
         assert (seen["agent"].temperature, seen["agent"].max_new_tokens, seen["world"].unfinished) == (0.7, 9, -2.0)
         assert type(seen["critic"]) is kind
     settings, config = launch.read("reward_model", FILES["reward_model"], dict(layers="1", pooling="mean"))
-    launch.supervised("reward_model", settings, config, [], "fp32", *load_lm(tiny, device="cpu"))
+    launch.supervised("reward_model", settings, config, [], "fp32", *load_lm(tiny, device="cpu"), torch.device("cpu"))
     assert len(seen["judge"].backbone.layers) == 1 and seen["judge"].pooling == "mean"
+
+
+def test_a_reward_model_is_alone_on_the_device(tiny, tmp_path, monkeypatch):
+    """The language model that it is a copy of stays on the CPU."""
+    seen = {}
+    monkeypatch.setattr(launch, "best_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(launch, "load_lm", lambda name, device: seen.update(model=device) or load_lm(name, device=device))
+    monkeypatch.setattr(launch.reward_model, "train", lambda judge, *_, **more: seen.update(judge=judge.device))
+    monkeypatch.setattr(launch, "save", lambda *_: None)
+    assert cli.main(words("reward_model", tiny, tmp_path / "out")) == 0
+    assert str(seen["model"]) == "cpu" and str(seen["judge"]) == "meta"
+
+
+def test_a_missing_model_is_trained_before_the_processes_connect(tiny, tmp_path, monkeypatch):
+    """Afterwards the one that trains it would wait for the others, and these for its lock on the store."""
+    order = []
+    monkeypatch.setattr(launch, "folder_of", lambda name: order.append("model"))
+    monkeypatch.setattr(launch, "connect", lambda settings: order.append("connect"))
+    assert cli.main(words("sft", tiny, tmp_path / "out")) == 0
+    assert order == ["model", "connect"]
 
 
 def test_the_reward_model_of_one_run_is_the_reward_of_the_next(tiny, tmp_path, monkeypatch):
@@ -111,6 +134,12 @@ def test_a_dry_run_says_what_does_not_fit(tiny, tmp_path, capsys, monkeypatch):
     assert cli.main([*words("grpo", tiny, tmp_path / "out"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "DOES NOT FIT" in said and "gradient_checkpointing: true" in said
+
+
+def test_a_dry_run_refuses_what_the_run_would(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert cli.main([*words("grpo", tiny, tmp_path / "out"), "--dry-run"]) == 1
+    assert "2 prompts cannot be dealt out equally to 3 processes: choose a multiple for `count`" in capsys.readouterr().err
 
 
 def test_the_estimate_of_a_sharded_run_divides_what_the_optimizer_needs(tiny, tmp_path, capsys, monkeypatch):
@@ -147,7 +176,7 @@ def test_the_estimate_counts_the_roles_of_the_run(tiny, tmp_path):
 @pytest.mark.parametrize(("change", "says"), [
     ({"lerning_rate": 1}, "lerning_rate: no setting of grpo is called"),
     ({"sample": 4}, "--sample: no setting of grpo is called 'sample': did you mean 'samples'"),
-    ({"critic": "own"}, "--critic: no setting of grpo"),
+    ({"critic": "own"}, "--critic: no setting of grpo"), ({"evaluations": 5}, "--evaluations: no setting of grpo"),
     ({"steps": "many"}, "--steps must be a whole number, not 'many'"),
     ({"steps": 1.5}, "--steps must be a whole number, not 1.5"),
     ({"lr": "[1]"}, "--lr must be a number"),
@@ -275,10 +304,11 @@ def test_rewards_by_name_and_by_module(tmp_path, monkeypatch):
 def test_an_adapter_is_trained_and_saved_alone(tiny, tmp_path):
     peft = pytest.importorskip("peft")
     assert cli.main(words("rlhf", tiny, tmp_path / "out", lora=2, gradient_checkpointing="true")) == 0
-    base, _ = load_lm(tiny, device="cpu")
+    base, words_of_base = load_lm(tiny, device="cpu")
     from course_lib.lm.lora import load_lora
 
-    assert isinstance(load_lora(base, tmp_path / "out"), peft.PeftModel)
+    assert isinstance(load_lora(base, tmp_path / "out"), peft.PeftModel) and not (tmp_path / "out" / "config.json").exists()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == words_of_base.get_vocab()
 
 
 def test_a_killed_run_goes_on_by_the_same_command(tiny, tmp_path, monkeypatch):
@@ -301,6 +331,33 @@ def test_a_killed_run_goes_on_by_the_same_command(tiny, tmp_path, monkeypatch):
     assert cli.main(again) == 0
     assert (tmp_path / "killed/history.json").read_bytes() == (tmp_path / "whole/history.json").read_bytes()
     assert (tmp_path / "killed/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["sft", "reward_model", "dpo", "grpo"])
+def test_a_run_whose_model_could_not_be_saved_goes_on_to_saving_it(name, tiny, tmp_path, monkeypatch):
+    """The disk is full at the very end, and the last step is none after which a checkpoint is due."""
+    whole, again = (words(name, tiny, tmp_path / out, checkpoint_every=100) for out in ("whole", "again"))
+    assert cli.main(whole) == 0
+    with monkeypatch.context() as full:
+        def save(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        full.setattr(launch, "save", save)
+        with pytest.raises(OSError, match="No space left"):
+            launch.run(again[1:])
+    assert (tmp_path / "again/checkpoint/state.json").exists()
+    for step in (torch.optim.Adam, torch.optim.AdamW):
+        monkeypatch.setattr(step, "step", lambda *_: pytest.fail("a step was taken again"))
+    assert cli.main(again) == 0 and not (tmp_path / "again/checkpoint").exists()
+    for file in sorted(path.name for path in (tmp_path / "whole").iterdir()):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_a_run_that_took_no_step_says_so(tiny, tmp_path, capsys):
+    assert cli.main(words("grpo", tiny, tmp_path / "out")) == 0
+    assert "NOTHING WAS LEARNT" not in capsys.readouterr().err
+    assert cli.main(words("grpo", tiny, tmp_path / "same", reward="reward_for_tests:same")) == 0
+    assert "NOTHING WAS LEARNT: all answers to a prompt had the same reward" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from course_lib import memory
 from course_lib.algorithms.training import loss_sum, make_optimizers
@@ -62,6 +62,27 @@ def test_parameters_are_counted_exactly(kv_heads, tied):
     assert (shape.parameters, shape.tensors) == (sum(p.numel() for p in model.parameters()), len(list(model.parameters())))
     scalar = memory.replace(shape, scalar=True)
     assert (scalar.parameters, scalar.tensors) == (sum(p.numel() for p in value.parameters()), len(list(value.parameters())))
+
+
+def test_heads_may_have_a_width_of_their_own():
+    """Qwen3-0.6B: 16 heads of 128 numbers in a model that is 1024 wide; the norms of queries and keys are left out."""
+    config = Qwen3Config(vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, head_dim=128,
+                         num_attention_heads=16, num_key_value_heads=8, tie_word_embeddings=True)
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(config)
+    shape = shape_of(config)
+    assert shape.parameters + 28 * 2 * 128 == sum(p.numel() for p in model.parameters()) == 596_049_920
+    attention = model.model.layers[0].self_attn
+    assert (shape.q_width, shape.kv_width) == (attention.q_proj.out_features, attention.k_proj.out_features) == (2048, 1024)
+    assert memory.kv_cache_bytes(shape, 1) == 2 * 28 * 1024 * 2
+    linear = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    assert shape.adapter(8) == sum(8 * (m.in_features + m.out_features) for m in linear)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
+def test_a_model_of_another_kind_has_no_estimate(kind):
+    with pytest.raises(ValueError, match=f"no estimate of the memory of models of the kind '{kind}'"):
+        shape_of(AutoConfig.for_model(kind))
 
 
 def test_7b_by_hand():

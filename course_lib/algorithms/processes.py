@@ -82,10 +82,15 @@ def wait() -> None:
 def share(what: T) -> T:
     """This process's part: of a number, of a tensor's rows, of a sequence. Raises ValueError for an indivisible number."""
     if isinstance(what, int):
-        if what % size():
-            raise ValueError(f"{what} prompts cannot be dealt out equally to {size()} processes: choose a multiple for `count`")
-        return what // size()
+        return equal_share(what, size())
     return what if size() == 1 else what[rank() :: size()]
+
+
+def equal_share(count: int, processes: int) -> int:
+    """Prompts of each of so many processes. Raises ValueError where they would not have equally many."""
+    if count % processes:
+        raise ValueError(f"{count} prompts cannot be dealt out equally to {processes} processes: choose a multiple for `count`")
+    return count // processes
 
 
 def own_seed(seed: int) -> int:
@@ -226,12 +231,17 @@ def unscale(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
     return scaler.get_scale() >= 1
 
 
-def scale_state() -> dict:
-    """What a checkpoint keeps of the scale of the losses; {} without one. All processes come here before one of them writes,
-    so that moments in shares are brought together in that one."""
+def scales_loss() -> bool:
+    """Whether the run that is under way scales its losses."""
+    return _training.scaler is not None
+
+
+def collect_for_checkpoint() -> dict:
+    """Bring moments in shares together in the first process, which writes the checkpoint: all processes come here before it
+    does. Returns what else it keeps, the scale of the losses; {} without one."""
     for optimizer, shards in _training.shards.items():
         shards.collect(optimizer, keep=rank() == 0)
-    if _training.scaler is None:
+    if not scales_loss():
         return {}
     _training.reconsider_scale()
     return {"loss_scale": _training.scaler.state_dict()}

@@ -9,7 +9,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from course_lib.algorithms.muon import Muon
-from course_lib.algorithms.processes import (backward, begin, largest, parameters_of, rank, record, restore_scale,
-                                             scale_state, share, sum_gradients, total, unscale, wait, within_memory)
+from course_lib.algorithms.processes import (backward, begin, collect_for_checkpoint, largest, parameters_of, rank, record,
+                                             restore_scale, scales_loss, share, sum_gradients, total, unscale, wait,
+                                             within_memory)
 from course_lib.files import load_json, save_json
 from course_lib.lm.device import autocast
 from course_lib.lm.logprobs import head_sees
@@ -102,7 +104,7 @@ def take_step(optimizers: Sequence[torch.optim.Optimizer], lr: float, clip: floa
     if not healthy and scaled and math.isfinite(loss):
         return 0.0
     if not healthy:
-        half = ", or precision 'fp16' overflows: try 'fp32'" if scale_state() else ""
+        half = ", or precision 'fp16' overflows: try 'fp32'" if scales_loss() else ""
         raise TrainingDiverged(f"{where}: loss {loss}, gradient norm {norm}. Lower the learning rate or check the data{half}")
     return norm
 
@@ -113,9 +115,9 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.o
 
     `state` says where the run stands: step, history, config. It is written as `state.json`.
     """
-    scale = scale_state()
+    collected = collect_for_checkpoint()
     if rank() == 0:
-        _write_checkpoint(Path(folder), model, optimizers, state | scale)
+        _write_checkpoint(Path(folder), model, optimizers, state | collected)
     wait()
 
 
@@ -158,7 +160,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Sequence[torch.o
     moments: list[dict[int, dict]] = [{} for _ in optimizers]
     for key, value in load_file(folder / "optimizers.safetensors").items():
         n, i, name = key.split(".", 2)
-        moments[int(n)].setdefault(int(i), {})[name] = value
+        moments[int(n)].setdefault(int(i), {})[name] = value.clone()  # or it stays the file's, which Windows then keeps
     for optimizer, state in zip(optimizers, moments):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return restore_scale(load_json(folder / "state.json"))
@@ -179,6 +181,21 @@ def drop_checkpoint(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_kept: set[Path] = set()
+
+
+@contextmanager
+def checkpoint_kept(folder: Path) -> Iterator[None]:
+    """A run inside the block leaves its checkpoint in `folder`, that of its last step, for as long as what it trained is not
+    saved: whoever saves it does so inside the block too. Should that fail, the same run has nothing left but to be saved."""
+    _kept.add(folder)
+    try:
+        yield
+    finally:
+        _kept.discard(folder)
+    drop_checkpoint(folder)
+
+
 class Checkpoints:
     """The checkpoints of a run: one every `every` steps, and one when it is interrupted.
 
@@ -188,13 +205,14 @@ class Checkpoints:
                 checkpoints.after(step + 1, history=history)
 
     Ctrl-C inside the block waits for the step that is under way, which is saved before KeyboardInterrupt is raised; pressed
-    again it is raised at once. A run that ends removes its folder. folder: None for a run that saves nothing, where Ctrl-C
-    is what it always is.
+    again it is raised at once. A run that ends removes its folder, but for `checkpoint_kept`. folder: None for a run that
+    saves nothing, where Ctrl-C is what it always is.
     """
 
     def __init__(self, folder: Path | None, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], config, every: int):
         self.folder, self.model, self.optimizers, self.config, self.every = folder, model, optimizers, config, every
         self._asked, self._before = False, None
+        self._unsaved: dict | None = None  # state after the last step, while no checkpoint has it
 
     def __enter__(self) -> "Checkpoints":
         main = threading.current_thread() is threading.main_thread()  # no other thread receives signals
@@ -212,19 +230,27 @@ class Checkpoints:
         if not self.folder:
             return
         asked = bool(largest(float(self._asked)))  # the processes of a run stop after the same step
+        self._unsaved = {"config": repr(self.config), "step": step, **state}
         if asked or step % self.every == 0:
-            save_checkpoint(self.folder, self.model, self.optimizers, {"config": repr(self.config), "step": step, **state})
+            self._save()
         if asked:
             if rank() == 0:
                 say(f"interrupted: saved after step {step} in {self.folder}; the same run goes on from there")
             raise KeyboardInterrupt
 
+    def _save(self) -> None:
+        if self._unsaved:
+            save_checkpoint(self.folder, self.model, self.optimizers, self._unsaved)
+            self._unsaved = None
+
     def __exit__(self, kind: type | None, *_) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+        if kind is None and self.folder in _kept:
+            self._save()
         if kind is None and self._asked:
             raise KeyboardInterrupt  # it came after the last step: what was saved stays
-        if kind is None:
+        if kind is None and self.folder not in _kept:
             drop_checkpoint(self.folder)
 
 

@@ -87,6 +87,16 @@ def test_pitfall_31_micro_batches_equal_the_whole_batch(tiny_lm_factory, loss, s
     assert a[-1]["grad_norm"] == pytest.approx(b[-1]["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+def test_passes_without_gradients_keep_to_the_micro_batch_size_too(tiny_lm, loss, monkeypatch):
+    """Four times as many pairs, for nothing is kept between the layers: the reference's, the held-out ones, and KTO's."""
+    seen, logprobs = {True: set(), False: set()}, dpo.pair_logprobs
+    monkeypatch.setattr(dpo, "pair_logprobs", lambda model, pairs, *rest: seen[torch.is_grad_enabled()].add(len(pairs))
+                        or logprobs(model, pairs, *rest))
+    dpo.train(*tiny_lm, ROWS * 2, DPOConfig(loss=loss, batch_size=10, micro_batch_size=1, precision="fp32"), held_out=ROWS)
+    assert seen == {True: {1}, False: {4, 2, 1}}
+
+
 @pytest.fixture(scope="module")
 def tiny_lm_factory():
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -60,6 +60,36 @@ def test_a_crash_between_the_renames_loses_nothing(model, tmp_path):
     assert training.load_checkpoint(tmp_path / "c", model, optimizers) == {"step": 4}
 
 
+def test_what_is_loaded_is_no_part_of_the_checkpoints_file(model, tmp_path):
+    """Windows deletes no file of which something is still mapped."""
+    optimizers = training.make_optimizers(model, 1e-3)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizers[0].step()
+    training.save_checkpoint(tmp_path / "c", model, optimizers, {"step": 1})
+    training.load_checkpoint(tmp_path / "c", model, optimizers)
+    moments = [x for state in optimizers[0].state.values() for x in state.values() if x.device.type == "cpu"]
+    assert all(x.untyped_storage().nbytes() == x.numel() * x.itemsize for x in moments)
+
+
+def test_a_kept_checkpoint_is_that_of_the_last_step_and_goes_when_the_block_ends(model, tmp_path):
+    optimizers, folder = training.make_optimizers(model, 1e-3), tmp_path / "c"
+    with training.checkpoint_kept(folder):
+        with training.Checkpoints(folder, model, optimizers, {}, every=2) as checkpoints:
+            for step in (1, 2, 3):
+                checkpoints.after(step)
+        assert json.loads((folder / "state.json").read_text())["step"] == 3
+    assert not folder.exists()
+    with pytest.raises(OSError), training.checkpoint_kept(folder):
+        with training.Checkpoints(folder, model, optimizers, {}, every=2) as checkpoints:
+            checkpoints.after(1)
+        raise OSError
+    assert folder.exists()
+    with training.Checkpoints(folder, model, optimizers, {}, every=2):
+        pass
+    assert not folder.exists()
+
+
 def test_a_checkpoint_of_another_config_is_refused(model, tmp_path):
     optimizers = training.make_optimizers(model, 1e-3, kind="muon")
     training.save_checkpoint(tmp_path / "c", model, optimizers, {"config": {}, "step": 1})
@@ -138,7 +168,8 @@ def test_nan_stops_with_a_clear_error_and_the_last_good_checkpoint(model, tmp_pa
     assert state["step"] == 4 and all(torch.isfinite(p).all() for p in fresh.parameters())
 
 
-def test_a_bad_gradient_leaves_the_weights_alone(model):
+def test_a_bad_gradient_leaves_the_weights_alone(model, monkeypatch):
+    monkeypatch.setattr(training, "collect_for_checkpoint", lambda: pytest.fail("moments are collected for an error's words"))
     optimizers = training.make_optimizers(model, 1e-3)
     before = [p.detach().clone() for p in model.parameters()]
     for p in model.parameters():
