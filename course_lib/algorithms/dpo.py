@@ -161,10 +161,13 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
         `evaluations` times on the way and at the end; `watch` is called with the step at the same times.
     checkpoint: as in `training.fit`; a run that goes on is given the model it began with.
     History: one dict a step with `step`, `loss`, `measures`, `grad_norm`, `lr`.
-    Raises ValueError for an unknown loss or option, TrainingDiverged when the loss is not finite.
+    Raises ValueError for an unknown loss or option and for a beta that is not above 0, TrainingDiverged when the loss is not
+    finite.
     """
     if config.loss not in DPO_LOSSES:
         raise ValueError(f"loss is one of {', '.join(DPO_LOSSES)}, not {config.loss!r}")
+    if config.beta <= 0:
+        raise ValueError(f"beta must be above 0, got {config.beta}: at 0 nothing is learnt, below it the rejected answer wins")
     if reference is not None and config.loss in REFERENCE_FREE:
         raise ValueError(f"the loss {config.loss!r} has no reference: leave it out")
     loss_of, pad = DPO_LOSSES[config.loss], tokenizer.pad_token_id

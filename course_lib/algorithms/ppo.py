@@ -197,6 +197,8 @@ def check(config: PPOConfig, reference: nn.Module | None, critic: Critic | None)
     """Refuse what would be silently without effect, or wrong."""
     if config.beta and reference is None:
         raise ValueError(f"beta {config.beta} is the price of leaving a reference: give one, or beta=0")
+    if config.beta < 0 or config.target_kl < 0:
+        raise ValueError(f"beta and target_kl must not be negative, got {config.beta} and {config.target_kl}")
     if config.target_kl and not config.beta:
         raise ValueError("target_kl steers beta by a factor, which cannot move 0: give beta a start above 0")
     if critic is None and config.lam != 1:

@@ -166,6 +166,9 @@ def test_pitfall_30_options_that_a_loss_does_not_have_are_an_error(tiny_lm, monk
     for loss, options in (("sigmoid", {"label_smoothing": 0.1}), ("smoothed", {"smoothing": 0.1}), ("robust", {"beta": 0.1})):
         with pytest.raises(ValueError, match=f"the loss '{loss}' has no option {next(iter(options))}"):
             dpo.train(*tiny_lm, ROWS, DPOConfig(loss=loss, options=options))
+    for beta in (0.0, -0.1):
+        with pytest.raises(ValueError, match="beta must be above 0"):
+            dpo.train(*tiny_lm, ROWS, DPOConfig(beta=beta))
     with pytest.raises(ValueError, match="loss is one of sigmoid"):
         dpo.train(*tiny_lm, ROWS, DPOConfig(loss="sigmod"))
     for loss in REFERENCE_FREE:

@@ -214,6 +214,7 @@ def test_settings_that_contradict_each_other_are_refused():
         (dataclasses.replace(SMALL, beta=0.1), {"critic": critic}, "give one, or beta=0"),
         (SMALL, {}, "give a critic, or lam=1"),
         (dataclasses.replace(SMALL, target_kl=1.0), {"critic": critic}, "cannot move 0"),
+        (dataclasses.replace(SMALL, beta=-0.1), {"critic": critic, "reference": agent.model}, "must not be negative"),
         (dataclasses.replace(SMALL, epochs=0), {"critic": critic}, "at least 1"),
         (dataclasses.replace(SMALL, minibatches=13), {"critic": critic}, "needs an episode"),
     ]:
