@@ -69,7 +69,8 @@ def test_lora_is_on_the_policy_alone_as_in_a_run_from_the_launcher(hardware):
     options = {notebook: options for notebook, _, options in hardware.NOTEBOOKS}
     assert hardware.peak_gb(shape, lora=True, **options["04 reward model"]) is None
     settings, config = launch.read("ppo", ROOT / "configs" / "ppo.yaml", dict(
-        critic="shared", lora="16", beta="0.1", gradient_checkpointing="true", samples="1", micro_batch_size="4", reward=str(ROOT)))
+        critic="shared", lora="16", beta="0.1", gradient_checkpointing="true", samples="1", micro_batch_size="4",
+        reward=str(ROOT)))
     usage = launch.memory_of("ppo", settings, config, shape, 64, hardware.PROMPT, hardware.NEW, "autocast")
     assert hardware.peak_gb(shape, lora=True, **options["06 PPO"]) == pytest.approx(sum(u.peak for u in usage.values()) / 1e9)
     own = dataclasses.replace(settings, critic="own")

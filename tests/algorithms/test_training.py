@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import gc
 import itertools
 import json
 import math
 import signal
 
+import psutil
 import pytest
 import torch
 
@@ -60,6 +62,7 @@ def test_a_crash_between_the_renames_loses_nothing(model, tmp_path):
     assert training.load_checkpoint(tmp_path / "c", model, optimizers) == {"step": 4}
 
 
+@pytest.mark.skipif(not hasattr(psutil.Process, "memory_maps"), reason="this system does not say what is mapped")
 def test_what_is_loaded_is_no_part_of_the_checkpoints_file(model, tmp_path):
     """Windows deletes no file of which something is still mapped."""
     optimizers = training.make_optimizers(model, 1e-3)
@@ -68,8 +71,9 @@ def test_what_is_loaded_is_no_part_of_the_checkpoints_file(model, tmp_path):
     optimizers[0].step()
     training.save_checkpoint(tmp_path / "c", model, optimizers, {"step": 1})
     training.load_checkpoint(tmp_path / "c", model, optimizers)
-    moments = [x for state in optimizers[0].state.values() for x in state.values() if x.device.type == "cpu"]
-    assert all(x.untyped_storage().nbytes() == x.numel() * x.itemsize for x in moments)
+    assert optimizers[0].state
+    gc.collect()
+    assert not [place.path for place in psutil.Process().memory_maps() if place.path.endswith(".safetensors")]
 
 
 def test_a_kept_checkpoint_is_that_of_the_last_step_and_goes_when_the_block_ends(model, tmp_path):
