@@ -341,8 +341,8 @@ def train(name: str, settings: Any, config: Any) -> list[dict]:
             accelerator.end_training()
             processes.use(None)
     if history and not any(entry.get("updates", 1) for entry in history):
-        say("NOTHING WAS LEARNT: all answers to a prompt had the same reward, in every batch, so that no step was taken. Does the "
-            "prompt say what the reward wants to see? Are answers cut off (max_new_tokens)? Is the task too hard, or too easy?")
+        say("NOTHING WAS LEARNT: all answers to a prompt had the same reward, in every batch, so that no step was taken. Does "
+            "the prompt say what the reward wants? Are answers cut off (max_new_tokens)? Is the task too hard or too easy?")
     return history
 
 
