@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens under a causal language model (teacher forcing), with gradients.
 
 Convention: `ids[:, t]` is predicted by the logits at position t-1, so a row of T tokens has T-1 log-probs, and
-entry t-1 of the result belongs to token t. The softmax is always taken in float32.
+entry t-1 of the result belongs to token t. The softmax is taken in float32 at least.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def token_logprobs(
     with head_sees(model, F.pad(wanted, (0, 1))):  # the last position predicts nothing
         positions = accepted(model, position_ids=position_ids(mask))
         logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions).logits  # (n, vocab)
-    chosen = -F.cross_entropy(logits.float() / temperature, ids[:, 1:][wanted], reduction="none")  # (n,)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least: a model in 64 bits keeps them
+    chosen = -F.cross_entropy(logits / temperature, ids[:, 1:][wanted], reduction="none")  # (n,)
     return chosen.new_zeros(wanted.shape).masked_scatter(wanted, chosen)  # (B, T-1)
 
 

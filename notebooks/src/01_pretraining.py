@@ -64,7 +64,7 @@ show(chain_rule)
 # %%
 import copy
 
-exact = copy.deepcopy(base).cpu().double()  # 64 bits; chain_rule's log-probs are rounded to 32, hence the 1e-5 below
+exact = copy.deepcopy(base).cpu().double()  # 64 bits: two ways to add up the same numbers then differ by next to nothing
 text = "SF usually refers to San Francisco"
 ids = encode_documents(tokenizer, [text])[0]
 product, off = 1.0, 0.0

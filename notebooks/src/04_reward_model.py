@@ -150,10 +150,10 @@ for k, width in enumerate(wander):
           f"against scores per person {own_gaps[k]}, {words[1]}")
 
 # %% [markdown]
-# **Explain.** A score on a common scale is worth more than a comparison: it says by how much. A wandering zero is noise
+# **Explain.** A score on a common scale says more than a comparison: by how much. A wandering zero is noise
 # that a comparison never sees, because both answers are judged by the same person at the same moment: it cancels in the
 # difference. Standardising each person's scores repairs what stays the same in a person, and cannot repair a mood. So
-# the lecture's claim is true where scales wander, and false where they do not. What real people are like is an
+# the lecture's claim is true where scales wander, and not where they do not. What real people are like is an
 # empirical question. Clark et al. (2018), whom the lecture cites, found that comparisons took less time and fewer
 # people, and that mean scores and comparisons agreed closely in the end.
 #
@@ -449,7 +449,8 @@ print("The whole ranking minus all pairs:", "; ".join(
 # %% [markdown]
 # **Explain.** A ranking of 8 holds 28 comparisons for 8 answers read, but all come from one reading: if its author
 # misread one answer, 7 comparisons are wrong together. Bradley and Terry's loss over all pairs takes them for
-# independent evidence; the probability of the whole ranking does not. What that costs is little: see the last line.
+# independent evidence; the probability of the whole ranking does not. What that costs is little: see the last line. Nor is
+# there much to gain by rankings for the same reading, the caption says: whether it shows at all depends on the seeds.
 #
 # ## 9 · Are its probabilities right?
 #

@@ -380,9 +380,9 @@ table(["seed", "question", "answer", "learned", "gold", "exploited"], rows)
 # %% [markdown]
 # Read them aloud, and look for two exploits. *What the reward model cannot see*: wrong places, in sentences of a form that it
 # likes; that it does not know the truth was measured in notebook 04. *What nobody showed it*: it averages over the tokens of
-# an answer, so that words of good answers lift the average wherever and as often as they stand. The policy before RL hardly
-# ever talked like that, so hardly anybody compared such answers, and nobody told the reward model that they are bad. Which of
-# the two a policy found, the line "What lost most" says, seed by seed.
+# an answer, so that tokens of good answers (words, or parts of words) lift the average wherever and as often as they stand. The
+# policy before RL hardly ever talked like that, so hardly anybody compared such answers, and nobody told the reward model that
+# they are bad. Which of the two a policy found, the line "What lost most" says, seed by seed.
 #
 # ## 4 · The leash (C19)
 #
@@ -553,10 +553,11 @@ print("Accuracy of the reward models:", told(judged["accuracy"], "{:.2f}"), "wit
       "with more.")
 
 # %% [markdown]
-# **Explain.** KL and early stop change how far, the minimum and more labels change what is optimised. An interval as wide as
-# those of the latter two does not tell a remedy from none, nor from harm, with so few seeds: a few points of accuracy more
-# leave a reward model with the blind spots it had, and an ensemble whose members share a blind spot has it too. (The best
-# $\beta$ was chosen by the ends of these very runs; early stop did not choose by its own.)
+# **Explain.** KL and early stop change how far, the minimum and more labels change what is optimised. Lay the intervals of the
+# latter two beside that of *nothing*: where they overlap, so few seeds do not tell the remedy from none. What more labels did to
+# the accuracy, the last line says; a reward model that is a little more often right about answers that people compared can keep
+# the blind spots it had, and an ensemble whose members share a blind spot has it too. (The best $\beta$ was chosen by the ends
+# of these very runs; early stop did not choose by its own.)
 #
 # ## Where this breaks
 #

@@ -1,5 +1,7 @@
 """C1 to C3, on the artifacts that the notebook shows."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def base():
 
 
 def test_c1_a_language_model_is_a_distribution_over_the_next_token(base):
-    model, tokenizer = base
+    model, tokenizer = copy.deepcopy(base[0]).double(), base[1]  # else it is rounding that is compared
     text = "SF usually refers to San Francisco, a city in California, USA."
     ids = torch.tensor([[1, *tokenizer(text)["input_ids"], 2]])
     with torch.no_grad():

@@ -56,22 +56,23 @@ def test_c13_the_gap_is_truth_not_form(heads, models):
     assert oracles["form alone"] < oracles["truth alone"] < oracles["both"] == pytest.approx(heads["ceiling"])
 
 
-def test_c14_pairs_beat_scores_where_scales_wander_and_lose_where_they_do_not(heads):
+def test_c14_pairs_beat_scores_where_scales_wander_and_not_where_they_do_not(heads):
     pairs, raw, own = (np.array(heads["scales"][k]) for k in ("pairs", "scores", "scores, per person"))  # (wander, seed)
-    assert interval(raw[0] - pairs[0]).lo > 0  # the regime where the lecture's claim is not true
+    assert interval(raw[0] - pairs[0]).mean > 0  # the regime where the lecture's claim is not true
+    assert interval((pairs[-1] - raw[-1]) - (pairs[0] - raw[0])).lo > 0.05  # what the wandering alone makes of it
     assert interval(pairs[-1] - raw[-1]).lo > 0
     assert interval(pairs[-1] - own[-1]).lo > 0  # a mood cannot be standardised away
     assert np.array_equal(pairs[0], pairs[-1])  # comparisons never see the scale
 
 
-def test_c15_a_ranking_teaches_more_than_pairs_when_its_probability_is_fitted(heads):
-    """The same number of answers read. All pairs of one ranking are not independent, and Bradley and Terry's loss over them
-    counts the same reading several times; but which of the two losses is ahead depends on the answers: they differ by less
-    than a point."""
+def test_c15_rankings_of_as_many_answers_teach_at_most_a_little_more_than_pairs(heads):
+    """About a point, which ten seeds do not always show. All pairs of one ranking are not independent, and Bradley and Terry's
+    loss over them counts the same reading several times; but which of the two losses is ahead depends on the answers."""
     pairs, *_, all_pairs = np.array(heads["rankings"]["bradley-terry"])  # (seed,) each
-    whole = np.array(heads["rankings"]["plackett-luce"])[-1]
-    assert interval(whole - pairs).lo > 0
-    assert abs(interval(whole - all_pairs).mean) < 0.01
+    _, *longer = np.array(heads["rankings"]["plackett-luce"])
+    gain = interval(np.mean(longer, axis=0) - pairs)
+    assert gain.mean > 0 and gain.hi < 0.03
+    assert abs(interval(longer[-1] - all_pairs).mean) < 0.01
 
 
 def test_c15_every_trained_model_beats_chance_and_the_best_is_calibrated(models):
