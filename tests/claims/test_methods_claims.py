@@ -66,4 +66,4 @@ def test_c30_who_went_further_need_not_be_better(ends):
         near, far = max(((a, b) for a in seen for b in seen if seen[a]["kl"] <= seen[b]["kl"]),
                         key=lambda pair: seen[pair[0]]["gold"] - seen[pair[1]]["gold"])
         ahead.append(ends[near]["gold"][i] - ends[far]["gold"][i])
-    assert interval(ahead).mean > 0 and sum(lead > 0 for lead in ahead) >= len(ahead) - 1
+    assert interval(ahead).lo > 0
