@@ -177,15 +177,13 @@ def shape_of(config: PreTrainedConfig) -> Shape:
     """The shape of a Hugging Face model of Llama's kind from its config. Raises ValueError for models of other kinds, among
     them those with experts."""
     config = config.get_text_config()
-    try:
-        if any("experts" in key for key, value in config.to_dict().items() if value):
-            raise AttributeError
-        return Shape(config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size,
-                     config.vocab_size, config.num_key_value_heads, getattr(config, "head_dim", None) or 0,
-                     bool(config.tie_word_embeddings))
-    except AttributeError:
+    experts = any("experts" in key for key, value in config.to_dict().items() if value)
+    if experts or not all(hasattr(config, key) for key in ("intermediate_size", "num_key_value_heads")):
         raise ValueError(f"there is no estimate of the memory of models of the kind {config.model_type!r}: the formula is for "
-                         "models in the shape of Llama") from None
+                         "models in the shape of Llama")
+    return Shape(config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size,
+                 config.vocab_size, config.num_key_value_heads, getattr(config, "head_dim", None) or 0,
+                 bool(config.tie_word_embeddings))
 
 
 LLAMA_7B = Shape(32, 4096, 32, 11008, 32000)
