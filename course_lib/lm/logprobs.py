@@ -71,7 +71,7 @@ def accepted(model: nn.Module, **arguments) -> dict:
 def token_logprobs(
     model: nn.Module, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, targets: Tensor | None = None
 ) -> Tensor:
-    """log p(ids[:, t] | ids[:, :t]) for t = 1 .. T-1, as (B, T-1) float32.
+    """log p(ids[:, t] | ids[:, :t]) for t = 1 .. T-1, as (B, T-1) float32; float64 of a model in 64 bits.
 
     ids: (B, T) tokens, padded on either side; mask: (B, T), true on real tokens.
     temperature: the logits are divided by it, as in `sample`.

@@ -170,6 +170,14 @@ def test_the_softmax_is_in_float32_for_a_bfloat16_model():
     torch.testing.assert_close(logprobs[0], expected, atol=1e-6, rtol=0)
 
 
+def test_a_model_in_64_bits_keeps_them():
+    model, ids = make_lm().double(), torch.tensor([[1, 7, 9, 4]])
+    with torch.no_grad():
+        got = token_logprobs(model, ids, torch.ones_like(ids))
+        plain = model(ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    assert got.dtype == torch.float64 and torch.allclose(got, plain, rtol=0, atol=1e-12)
+
+
 def test_pitfall_22_a_row_without_tokens_gives_zero_and_no_nan_gradient():
     model = make_lm()
     ids = torch.tensor([[5, 9, 30], [0, 0, 0], [0, 0, 4]])
